@@ -1,0 +1,30 @@
+"""The errors that prefopt raises on purpose.
+
+Every one is a sentence or two that name the thing, where it is, and the remedy; the command line prints
+it as one line and exits with status 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrefoptError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class UsageError(PrefoptError, ValueError):
+    """An argument, a name or a combination of settings that cannot work."""
+
+
+class DataError(PrefoptError, ValueError):
+    """A dataset that cannot be read, understood, or trained on."""
+
+
+class ModelError(PrefoptError, ValueError):
+    """A model, adapter or tokenizer that cannot be loaded or does not fit the run."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""

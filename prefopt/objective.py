@@ -1,0 +1,285 @@
+"""What an objective is: hyperparameters with bounds, declared needs, and one method from a batch to a loss.
+
+An objective knows nothing of models, tokens or trainers. It states in `Needs` what must be scored for it, and in
+each `Term` over what its values are averaged; the trainer supplies both.
+"""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prefopt.batches import Batch, Completions, Labelled, Pairs
+from prefopt.errors import UsageError
+
+State = Mapping[str, Tensor]
+"""What an objective remembers or has observed: a few named tensors."""
+
+B = TypeVar("B", bound=Batch)
+
+
+class Term(NamedTuple):
+    """Values that are summed and divided by a count. The total loss is Σ weight · Σ values / count.
+
+    Attributes:
+        values: one value per row, in nats (any number of rows).
+        per: the unit averaged over, one of the names in the batch's ``counts()``. It is part of the paper, so it
+            stands in the paper's file: ``"example"`` is a mean over examples, ``"token"`` a mean over tokens.
+        weight: a factor on the whole term.
+    """
+
+    values: Float[Tensor, " n"]
+    per: str = "example"
+    weight: float = 1.0
+
+
+class Loss(NamedTuple):
+    """What an objective returns.
+
+    Attributes:
+        terms: named terms; the trainer divides each by a denominator that spans the whole optimizer step.
+        metrics: named per-row values without gradient, averaged for logging over the rows that they have.
+        counts: the counts of this batch alone.
+    """
+
+    terms: Mapping[str, Term]
+    metrics: Mapping[str, Float[Tensor, " n"]]
+    counts: Mapping[str, int]
+
+    def mean(self) -> Float[Tensor, ""]:
+        """The scalar to minimise when this batch is the whole step."""
+        return self.reduce(self.counts)
+
+    def reduce(self, denominators: Mapping[str, float]) -> Float[Tensor, ""]:
+        """Σ_terms weight · Σ values / denominators[per]; a count of zero counts as one."""
+        parts = [term.weight * term.values.sum() / max(denominators[term.per], 1) for term in self.terms.values()]
+        return torch.stack(parts).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What must be supplied to an objective; checked when a trainer is assembled.
+
+    Attributes:
+        batch: the container it takes.
+        reference: whether it reads reference log-probabilities.
+        lengths: whether it reads completion lengths.
+        tokens: whether it reads per-token values (`Completions.tokens`).
+        statistics: fields of `TokenLogps` beyond log-probs that it reads: ``"kl"``, ``"log_sum_p2"``.
+        observes: what it must see of the whole step before any loss is computed. ``"mismatched"``: completions
+            scored after another prompt (KTO); ``"rows"``: the policy's own log-probs of the step (BCO).
+        labels: label columns of the batch that it reads and that a dataset may lack (``"chosen_score"`` ...).
+        coupled: True where the loss of one row depends on the other rows of its micro-batch (a sort, for one), so
+            that accumulation would change it.
+    """
+
+    batch: type[Batch]
+    reference: bool = False
+    lengths: bool = False
+    tokens: bool = False
+    statistics: frozenset[str] = frozenset()
+    observes: str | None = None
+    labels: tuple[str, ...] = ()
+    coupled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """Where an objective comes from, for `explain`, the tables and the documentation.
+
+    Attributes:
+        title: title of the paper, or what the thing is where there is none.
+        year: of first publication.
+        formula: the loss of one example on one line, in the notation of the docstring.
+        arxiv: identifier, or an empty string.
+        use: when people reach for it, in one sentence.
+    """
+
+    title: str
+    year: int
+    formula: str
+    arxiv: str = ""
+    use: str = ""
+
+
+def parameter(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a hyperparameter of an objective: default, meaning, and bounds (open or closed)."""
+    bounds = {"above": above, "below": below, "at_least": at_least, "at_most": at_most, "choices": choices}
+    return dataclasses.field(default=default, metadata={"help": help, **bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC, Generic[B]):
+    """A loss with its hyperparameters. Subclasses are frozen dataclasses, one paper each.
+
+    A subclass sets ``about`` and ``needs``, declares its hyperparameters with `parameter`, and writes `terms`.
+    Objectives are pure: calling one twice on the same batch gives the same loss, and no input is changed.
+    """
+
+    about: ClassVar[About]
+    needs: ClassVar[Needs]
+    name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_parameter(self.name or type(self).__name__, field, getattr(self, field.name))
+
+    @abstractmethod
+    def terms(self, batch: B, state: State) -> Mapping[str, Term]:
+        """The paper's loss, row by row. ``state`` is what `prepare` returned for this step."""
+
+    def reward(self, completions: Completions) -> Float[Tensor, " n"]:
+        """Implicit reward of each completion, in nats: β·log(π/π_ref) unless the paper says otherwise."""
+        beta = getattr(self, "beta", None)
+        if beta is None or not self.needs.reference:
+            raise NotImplementedError(f"{type(self).__name__} must say what its implicit reward is")
+        return beta * completions.log_ratio
+
+    def init_state(self) -> dict[str, Tensor]:
+        """What is remembered between steps; saved in checkpoints. Empty for an objective without a memory."""
+        return {}
+
+    def observe(self, batch: B) -> dict[str, Tensor]:
+        """Per-row values, without gradient, that `prepare` must see of the whole step.
+
+        They are concatenated over micro-batches and ranks, so that neither changes what is prepared.
+        """
+        return {}
+
+    def prepare(self, state: State, observed: Mapping[str, Tensor], *, frozen: bool = False) -> State:
+        """The state of this step from the remembered one and what the whole step shows.
+
+        Keys of `init_state` are remembered after the optimizer step; other keys serve this step only. With
+        ``frozen`` (evaluation) remembered values are used as they are.
+        """
+        return state
+
+    def metrics(self, batch: B, state: State) -> dict[str, Tensor]:
+        """Per-row values to log. The usual ones for pairs and labelled rows; a subclass may add its own."""
+        if isinstance(batch, Pairs):
+            return _pair_metrics(self, batch)
+        if isinstance(batch, Labelled):
+            return _labelled_metrics(self, batch)
+        return {"logps": batch.rows.logps}
+
+    def __call__(self, batch: B, state: State | None = None) -> Loss:
+        """The loss of a batch.
+
+        Args:
+            batch: the container named in ``needs.batch``, or one that offers a view of it.
+            state: from `prepare`; without it the batch counts as a whole step of its own, starting from
+                `init_state`.
+
+        Returns:
+            A `Loss`; ``.mean()`` is the scalar to minimise.
+
+        Raises:
+            UsageError: the batch lacks something that the objective reads.
+        """
+        batch = batch.view(self.needs.batch)
+        self._check_needs(batch)
+        if state is None:
+            state = self.prepare(self.init_state(), self.observe(batch.detach()))
+        terms = self.terms(batch, state)
+        with torch.no_grad():
+            metrics = self.metrics(batch.detach(), state)
+        return Loss(terms=terms, metrics=metrics, counts=batch.counts())
+
+    def _check_needs(self, batch: Batch) -> None:
+        rows, needs, name = batch.rows, self.needs, self.name or type(self).__name__
+        if needs.reference and rows.ref_logps is None:
+            raise UsageError(f"{name} needs reference log-probabilities: pass ref_logps for every completion.")
+        if needs.lengths and bool((rows.lengths < 1).any()):
+            raise UsageError(f"{name} normalises by length: every completion needs its token count (at least 1).")
+        parts = (batch.chosen, batch.rejected) if isinstance(batch, Pairs) else (rows,)
+        if needs.tokens and any(part.tokens is None for part in parts):
+            raise UsageError(f"{name} needs per-token log-probabilities: build its batch from TokenLogps.")
+        for label in needs.labels:
+            if getattr(batch, label, None) is None:
+                raise UsageError(f"{name} needs {label!r} for every example.")
+
+
+def check_parameter(owner: str, field: dataclasses.Field, value: Any) -> None:
+    """Check one hyperparameter against its declared type and bounds.
+
+    Raises:
+        UsageError: naming the owner, the parameter, the value it had and what is allowed.
+    """
+    meta, where = field.metadata, f"{owner}: {field.name}={value!r}"
+    if meta.get("choices"):
+        if value not in meta["choices"]:
+            raise UsageError(f"{where} is not one of {', '.join(map(repr, meta['choices']))}.")
+        return
+    if field.type is bool:
+        if not isinstance(value, bool):
+            raise UsageError(f"{where} must be true or false.")
+        return
+    if field.type in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UsageError(f"{where} must be a finite number.")
+        if field.type is int and value != int(value):
+            raise UsageError(f"{where} must be a whole number.")
+    rules = (
+        ("above", lambda v, b: v > b, ">"),
+        ("below", lambda v, b: v < b, "<"),
+        ("at_least", lambda v, b: v >= b, ">="),
+        ("at_most", lambda v, b: v <= b, "<="),
+    )
+    for key, holds, sign in rules:
+        bound = meta.get(key)
+        if bound is not None and not holds(value, bound):
+            raise UsageError(f"{where} is out of range: it must be {sign} {bound}.")
+
+
+def log1mexp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """log(1 − eˣ) for x < 0, accurate near 0 and far from it; x is clamped to at most −1e-30.
+
+    Two branches that meet at −log 2 (Mächler 2012, "Accurately computing log(1 − exp(−|a|))"). The clamp keeps value
+    and gradient finite for a probability of exactly 1.
+    """
+    x = x.clamp(max=-1e-30)
+    near = x > -math.log(2.0)
+    # Each branch gets a harmless argument where the other one is taken, or its infinite gradient would leak
+    # through `where` as 0 · inf.
+    small = torch.where(near, x, -1.0)
+    large = torch.where(near, -1.0, x)
+    return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+
+
+def _pair_metrics(objective: Objective, batch: Pairs) -> dict[str, Tensor]:
+    chosen, rejected = objective.reward(batch.chosen), objective.reward(batch.rejected)
+    margin = chosen - rejected
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": margin,
+        # A tie counts one half.
+        "rewards/accuracies": (margin > 0).float() + 0.5 * (margin == 0).float(),
+        "logps/chosen": batch.chosen.logps,
+        "logps/rejected": batch.rejected.logps,
+    }
+
+
+def _labelled_metrics(objective: Objective, batch: Labelled) -> dict[str, Tensor]:
+    reward, logps, desirable = objective.reward(batch.completions), batch.completions.logps, batch.desirable
+    return {
+        "rewards/chosen": reward[desirable],
+        "rewards/rejected": reward[~desirable],
+        "logps/chosen": logps[desirable],
+        "logps/rejected": logps[~desirable],
+    }

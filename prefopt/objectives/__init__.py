@@ -1,0 +1,40 @@
+"""The objectives: one paper, one file. `load` imports every file here and every installed third-party one."""
+
+import importlib
+import pkgutil
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from prefopt import registry
+from prefopt.objective import Objective
+
+
+@cache
+def load() -> None:
+    """Import every objective of this package, then those that other packages offer under the entry point group
+    ``prefopt.objectives`` (each names a module or class whose import registers it)."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    for point in entry_points(group="prefopt.objectives"):
+        point.load()
+
+
+def get_objective(name: str, **hyperparameters: Any) -> Objective:
+    """The objective called ``name`` (or by one of its aliases), for use in any loop.
+
+    Example:
+        >>> loss = get_objective("dpo", beta=0.1)(pairs)
+        >>> loss.mean().backward()
+
+    Raises:
+        UsageError: an unknown or ambiguous name, an unknown hyperparameter, or a value out of bounds.
+    """
+    load()
+    return registry.build(name, **hyperparameters)
+
+
+def names() -> list[str]:
+    """All registered names, without aliases."""
+    load()
+    return sorted(registry.REGISTRY)
