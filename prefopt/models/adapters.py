@@ -1,0 +1,48 @@
+"""Adapters on a shared base: which one is active, and what of them is saved."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+REFERENCE_ADAPTER = "prefopt_reference"
+
+
+def is_adapter_model(model: nn.Module) -> bool:
+    """Whether the model is a base with adapters."""
+    return isinstance(model, PeftModel)
+
+
+def copy_adapter(model: PeftModel, source: str, target: str) -> None:
+    """Add an adapter ``target`` to the model, frozen, with the configuration and weights of ``source``."""
+    model.add_adapter(target, model.peft_config[source])
+    weights = get_peft_model_state_dict(model, adapter_name=source)
+    set_peft_model_state_dict(model, {key: value.clone() for key, value in weights.items()}, adapter_name=target)
+    model.set_adapter(source)
+
+
+@contextmanager
+def active_adapter(model: PeftModel, name: str) -> Iterator[None]:
+    """Switch to another adapter, frozen, and back.
+
+    peft's ``set_adapter`` also decides what requires a gradient: going back makes the former adapter trainable again.
+    Do not hold a graph of one adapter across the switch: gradient checkpointing recomputes with the active one.
+    """
+    before = model.active_adapter
+    model.set_adapter(name, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(before)
+
+
+def save_policy(model: nn.Module, folder: str | Path, **options: object) -> None:
+    """Save the policy in the format of transformers or peft, without the frozen copies that serve as references."""
+    if is_adapter_model(model):
+        names = [name for name in model.peft_config if name != REFERENCE_ADAPTER]
+        model.save_pretrained(str(folder), selected_adapters=names, **options)
+    else:
+        model.save_pretrained(str(folder), **options)

@@ -1,0 +1,188 @@
+"""From a path, a hub id or a loaded model to the policy that is trained, and its tokenizer."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prefopt.errors import ModelError, UsageError
+from prefopt.models.adapters import is_adapter_model
+
+ADAPTER_KINDS = (None, "lora", "qlora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """How a model is loaded.
+
+    Attributes:
+        adapter: None trains all weights; ``"lora"`` adds a LoRA to a frozen base; ``"qlora"`` also quantizes the base
+            to 4-bit NF4 with double quantisation; a ``peft.LoraConfig`` is taken as it is.
+        lora: fields of ``peft.LoraConfig`` that replace the defaults (r=16, lora_alpha=32, dropout 0, every linear
+            layer but the head).
+        dtype: of the frozen weights under an adapter; None means bfloat16 where an accelerator computes in it, else
+            float32. A full fine-tune keeps its weights in float32.
+        trust_remote_code: run code that comes with the model; off unless asked for.
+    """
+
+    adapter: str | LoraConfig | None = None
+    lora: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.adapter, LoraConfig) and self.adapter not in ADAPTER_KINDS:
+            raise UsageError(f"adapter={self.adapter!r} is not one of None, 'lora', 'qlora' or a peft.LoraConfig.")
+        unknown = set(self.lora) - set(LoraConfig.__dataclass_fields__)
+        if unknown:
+            raise UsageError(f"peft.LoraConfig has no field {sorted(unknown)[0]!r}.")
+
+    @property
+    def quantize(self) -> bool:
+        return self.adapter == "qlora"
+
+    def lora_config(self) -> LoraConfig:
+        if isinstance(self.adapter, LoraConfig):
+            return self.adapter
+        defaults = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
+        return LoraConfig(task_type="CAUSAL_LM", **(defaults | self.lora))
+
+    def weight_dtype(self, trains_adapter: bool) -> torch.dtype:
+        if not trains_adapter:
+            return torch.float32
+        return self.dtype or compute_dtype()
+
+
+def compute_dtype() -> torch.dtype:
+    """bfloat16 where an accelerator computes in it, else float32."""
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def load_policy(model: str | Path | PreTrainedModel | PeftModel, settings: ModelSettings) -> nn.Module:
+    """The model to train, with its adapter where one is asked for or came along.
+
+    A model that arrives with an adapter keeps training that adapter; asking for ``"lora"`` or ``"qlora"`` then says
+    only how its base is loaded.
+
+    Raises:
+        ModelError: no such model, or an adapter whose base cannot be found.
+        UsageError: settings that contradict the model (quantizing one that is loaded already, for instance).
+    """
+    if isinstance(model, (str, Path)):
+        policy = _load_path(str(model), settings)
+    elif isinstance(model, (PreTrainedModel, PeftModel)):
+        quantized = getattr(model, "is_loaded_in_4bit", False)
+        if settings.quantize and not quantized:
+            raise UsageError("adapter='qlora' cannot quantize a model that is loaded already: pass its path instead.")
+        policy = model
+    else:
+        raise UsageError(f"model must be a path, a hub id or a transformers model, not {type(model).__name__}.")
+    if settings.adapter is not None and not is_adapter_model(policy):
+        policy = get_peft_model(policy, settings.lora_config())
+    if not is_adapter_model(policy) and getattr(policy, "is_quantized", False):
+        raise UsageError("a quantized model cannot be trained whole: choose adapter='qlora'.")
+    _disable_dropout(policy)
+    return policy
+
+
+def load_tokenizer(model: str | Path | nn.Module, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a model, with a padding token.
+
+    Raises:
+        ModelError: none was found, or it has no end-of-sequence token.
+    """
+    name = str(model) if isinstance(model, (str, Path)) else model.config._name_or_path
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        name = _base_of(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"no tokenizer could be loaded from {name!r}: pass processing_class= (a tokenizer), or put its files "
+            "beside the model."
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {name!r} has no end-of-sequence token; set tokenizer.eos_token.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(name: str, settings: ModelSettings, *, trains_adapter: bool) -> PreTrainedModel:
+    """Load a base model by path or hub id, quantized to 4 bit where the settings say so.
+
+    Raises:
+        ModelError: the path does not exist and no hub has the name, or the files are not a causal language model.
+    """
+    dtype = settings.weight_dtype(trains_adapter)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": settings.trust_remote_code}
+    if settings.quantize:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=torch.uint8,
+        )
+        if torch.cuda.is_available():
+            options["device_map"] = {"": torch.cuda.current_device()}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(_why_not_loaded(name, error)) from error
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On CPUs with AVX512-BF16 bitsandbytes repacks the weights, for good and with less precision, as soon as
+            # it sees evaluation mode. Policy and reference would then disagree by more than they ever should.
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _load_path(name: str, settings: ModelSettings) -> nn.Module:
+    folder = Path(name)
+    if not (folder / "adapter_config.json").is_file():
+        return load_causal_lm(name, settings, trains_adapter=settings.adapter is not None)
+    if isinstance(settings.adapter, LoraConfig) or settings.lora:
+        raise UsageError(f"{name} brings an adapter of its own, which is trained further: leave its settings out.")
+    base = load_causal_lm(_base_of(folder), settings, trains_adapter=True)
+    return PeftModel.from_pretrained(base, name, is_trainable=True)
+
+
+def _base_of(folder: Path) -> str:
+    base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{folder}/adapter_config.json does not name its base model (base_model_name_or_path).")
+    return base
+
+
+def _why_not_loaded(name: str, error: Exception) -> str:
+    folder = Path(name)
+    if folder.is_dir():
+        reason = str(error).strip().splitlines()[0]
+        return f"{name} is a folder, but not a causal language model that transformers can load: {reason}"
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path:
+        return f"model {name!r} does not exist: there is no such folder."
+    return f"model {name!r} was found neither as a folder nor on the hub (which may be out of reach): check the name."
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """Turn dropout off in everything but adapters: reference and policy must agree wherever their weights do."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0

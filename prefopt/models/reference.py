@@ -1,0 +1,107 @@
+"""The reference model: by default the policy as it arrived, at the least possible cost in memory."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from prefopt.errors import UsageError
+from prefopt.models.adapters import REFERENCE_ADAPTER, active_adapter, copy_adapter, is_adapter_model
+from prefopt.models.load import ModelSettings, _base_of, _disable_dropout, _load_path
+
+
+class Reference(ABC):
+    """Gives the reference for the time of a ``with`` block; the policy is as before when it ends."""
+
+    description: str
+
+    @abstractmethod
+    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """Context manager that yields the model to score the reference with. Only for use without gradient."""
+
+
+class AdapterOff(Reference):
+    """The base under a new adapter, which costs nothing: the adapter is switched off."""
+
+    description = "the base model (adapter off)"
+
+    @contextmanager
+    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        with policy.disable_adapter():
+            yield policy
+
+
+class AdapterCopy(Reference):
+    """A frozen adapter on the policy's own base."""
+
+    description = "a frozen copy of the adapter that the model arrived with"
+
+    @contextmanager
+    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        with active_adapter(policy, REFERENCE_ADAPTER):
+            yield policy
+
+
+class FrozenModel(Reference):
+    """A model of its own."""
+
+    def __init__(self, model: nn.Module, description: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.description = description
+
+    @contextmanager
+    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        device = next(policy.parameters()).device
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
+        yield self.model
+
+
+def make_reference(
+    policy: nn.Module,
+    reference: str | Path | nn.Module | None,
+    *,
+    arrived_with_adapter: bool,
+    settings: ModelSettings,
+) -> Reference:
+    """The reference for a policy. Call it before the first update: it freezes the policy as it is now.
+
+    Args:
+        policy: the model that will be trained.
+        reference: None for the policy as it arrived; else a path, a hub id or a loaded model.
+        arrived_with_adapter: whether the policy's adapter holds training of its own (an SFT adapter, for one).
+        settings: how a reference given by name is loaded.
+    """
+    if reference is not None:
+        return _given(policy, reference, settings)
+    if not is_adapter_model(policy):
+        return FrozenModel(copy.deepcopy(policy), "a frozen copy of the model as it arrived")
+    if arrived_with_adapter:
+        copy_adapter(policy, policy.active_adapter, REFERENCE_ADAPTER)
+        return AdapterCopy()
+    return AdapterOff()
+
+
+def _given(policy: nn.Module, reference: str | Path | nn.Module, settings: ModelSettings) -> Reference:
+    if isinstance(reference, (PreTrainedModel, PeftModel)):
+        if reference is policy:
+            raise UsageError("reference= is the very model that is trained; leave it out or pass a copy.")
+        return FrozenModel(reference, "the model given as reference")
+    if not isinstance(reference, (str, Path)):
+        raise UsageError(f"reference must be a path, a hub id or a transformers model, not {type(reference).__name__}.")
+    folder = Path(reference)
+    if is_adapter_model(policy) and (folder / "adapter_config.json").is_file():
+        own_base = policy.peft_config[policy.active_adapter].base_model_name_or_path
+        if own_base and own_base == _base_of(folder):
+            trained = policy.active_adapter
+            policy.load_adapter(str(folder), REFERENCE_ADAPTER, is_trainable=False)
+            policy.set_adapter(trained)
+            return AdapterCopy()
+    model = _load_path(str(reference), settings)
+    _disable_dropout(model)
+    return FrozenModel(model, f"the model {reference}")

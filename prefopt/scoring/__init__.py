@@ -1,0 +1,6 @@
+"""Tokens → log-probabilities of the completion tokens. Loss mathematics never sees logits."""
+
+from prefopt.scoring.layout import Layout, lengths_of, to_completions
+from prefopt.scoring.score import score
+
+__all__ = ["Layout", "lengths_of", "score", "to_completions"]
