@@ -118,6 +118,11 @@ class Batch:
         """All completions of the batch in layout order."""
         raise NotImplementedError
 
+    @classmethod
+    def offers(cls, kind: "type[Batch]") -> bool:
+        """Whether `view` can read a batch of this class as ``kind``."""
+        return issubclass(cls, kind) or hasattr(cls, f"as_{kind.kind}")
+
     def view(self, kind: "type[Batch]") -> "Batch":
         """This batch as another container, where the conversion loses nothing that the other needs."""
         if isinstance(self, kind):
@@ -214,12 +219,8 @@ class Pairs(Batch):
 
     def counts(self) -> dict[str, int]:
         chosen, rejected = int(self.chosen.lengths.sum()), int(self.rejected.lengths.sum())
-        return {
-            "example": len(self.chosen),
-            "token": chosen + rejected,
-            "chosen_token": chosen,
-            "rejected_token": rejected,
-        }
+        tokens = {"token": chosen + rejected, "chosen_token": chosen, "rejected_token": rejected}
+        return {"example": len(self.chosen), **tokens}
 
     def as_demonstrations(self) -> Demonstrations:
         """The chosen completions."""
@@ -231,6 +232,18 @@ class Pairs(Batch):
         desirable = torch.arange(2 * n, device=self.chosen.lengths.device) < n
         ids = None if self.ids is None else torch.cat([2 * self.ids, 2 * self.ids + 1])
         return Labelled(completions=self.rows, desirable=desirable, ids=ids)
+
+    def as_ranked(self) -> "Ranked":
+        """Groups of two, ranks 1 and 2; scores are kept where both are known."""
+        group = torch.arange(len(self.chosen), device=self.chosen.lengths.device)
+        scored = self.chosen_score is not None and self.rejected_score is not None
+        return Ranked(
+            completions=self.rows,
+            group=torch.cat([group, group]),
+            scores=torch.cat([self.chosen_score, self.rejected_score]) if scored else None,
+            ranks=torch.cat([torch.ones_like(group), torch.full_like(group, 2)]),
+            ids=self.ids,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,13 +273,96 @@ class Labelled(Batch):
         return self.completions
 
     def counts(self) -> dict[str, int]:
-        desirable = int(self.desirable.sum())
-        return {
-            "example": len(self.completions),
-            "token": int(self.completions.lengths.sum()),
-            "desirable": desirable,
-            "undesirable": len(self.completions) - desirable,
-        }
+        n, desirable = len(self.completions), int(self.desirable.sum())
+        labels = {"desirable": desirable, "undesirable": n - desirable}
+        return {"example": n, "token": int(self.completions.lengths.sum()), **labels}
+
+    def as_demonstrations(self) -> Demonstrations:
+        """The desirable completions."""
+        return Demonstrations(completions=self.completions[self.desirable], ids=_pick(self.ids, self.desirable))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked(Batch):
+    """g prompts, each with a group of candidates that are scored or ranked; n completions in all, in flat layout.
+
+    A missing candidate is absent, never padded. ``ranks`` decide the order where they are given, otherwise ``scores``.
+    Equals do not compete: of two tied completions neither is preferred, here and in every objective on ranked data.
+
+    Attributes:
+        completions: all candidates.
+        group: which group each belongs to, from 0 without gaps; rows of a group need not be neighbours.
+        scores: scalar reward of each, higher is better.
+        ranks: place of each in its group, 1 is best; enough for objectives that read the order alone.
+        ids: names each group.
+    """
+
+    kind = "ranked"
+    completions: Completions
+    group: Int[Tensor, " n"]
+    scores: Float[Tensor, " n"] | None = None
+    ranks: Int[Tensor, " n"] | None = None
+    ids: Int[Tensor, " g"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scores is None and self.ranks is None:
+            raise UsageError("a ranked batch needs scores or ranks for its completions.")
+
+    @classmethod
+    def assemble(cls, rows: Completions, labels: Mapping[str, Tensor]) -> Self:
+        return cls(completions=rows, group=labels["group"], **{k: labels.get(k) for k in ("scores", "ranks", "ids")})
+
+    @property
+    def rows(self) -> Completions:
+        return self.completions
+
+    @property
+    def same(self) -> Bool[Tensor, " n n"]:
+        """[i, j]: whether completions i and j answer the same prompt."""
+        return self.group[:, None] == self.group[None, :]
+
+    @property
+    def above(self) -> Bool[Tensor, " n n"]:
+        """[i, j]: whether i and j answer the same prompt and i is strictly preferred."""
+        standing = self.scores if self.ranks is None else -self.ranks
+        return self.same & (standing[:, None] > standing[None, :])
+
+    @property
+    def best(self) -> Bool[Tensor, " n"]:
+        """One completion of each group to which none is preferred, the first in row order."""
+        top = ~self.above.any(dim=0)
+        earlier = (self.same & top[:, None]).triu(diagonal=1).any(dim=0)
+        return top & ~earlier
+
+    @property
+    def sizes(self) -> Int[Tensor, " n"]:
+        """For each completion, how many candidates (K) its group has."""
+        return self.same.sum(dim=1)
+
+    def counts(self) -> dict[str, int]:
+        best, lengths = self.best, self.completions.lengths
+        tokens = {"token": int(lengths.sum()), "best_token": int(lengths[best].sum())}
+        return {"example": int(best.sum()), "group": int(best.sum()), "completion": len(lengths), **tokens}
+
+    def as_pairs(self) -> Pairs:
+        """Every preference that the ranking states: one pair for each two candidates of a group that are not tied.
+
+        A group of K gives up to K(K−1)/2 pairs, so that nothing of the ranking is lost; their mean is over pairs.
+        """
+        chosen, rejected = self.above.nonzero(as_tuple=True)
+        place = self.same.tril(diagonal=-1).sum(dim=1)
+        within = (place[chosen] << 10) + place[rejected]
+        return Pairs(
+            chosen=self.completions[chosen],
+            rejected=self.completions[rejected],
+            ids=None if self.ids is None else (self.ids[self.group[chosen]] << 20) + within,
+            chosen_score=_pick(self.scores, chosen),
+            rejected_score=_pick(self.scores, rejected),
+        )
+
+    def as_demonstrations(self) -> Demonstrations:
+        """The best completion of each group, in the order of their rows."""
+        return Demonstrations(completions=self.completions[self.best], ids=_pick(self.ids, self.group[self.best]))
 
 
 def concatenate(first: Completions, second: Completions) -> Completions:
@@ -277,6 +373,10 @@ def concatenate(first: Completions, second: Completions) -> Completions:
         lengths=torch.cat([first.lengths, second.lengths]),
         ref_logps=torch.cat([first.ref_logps, second.ref_logps]) if both_ref else None,
     )
+
+
+def _pick(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values[rows]
 
 
 def _unknown_lengths(like: Tensor) -> Tensor:

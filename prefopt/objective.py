@@ -7,15 +7,15 @@ each `Term` over what its values are averaged; the trainer supplies both.
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from prefopt.batches import Batch, Completions, Labelled, Pairs
+from prefopt.batches import Batch, Completions, Labelled, Pairs, Ranked
 from prefopt.errors import UsageError
 
 State = Mapping[str, Tensor]
@@ -72,8 +72,9 @@ class Needs:
         lengths: whether it reads completion lengths.
         tokens: whether it reads per-token values (`Completions.tokens`).
         statistics: fields of `TokenLogps` beyond log-probs that it reads: ``"kl"``, ``"log_sum_p2"``.
-        observes: what it must see of the whole step before any loss is computed. ``"mismatched"``: completions
-            scored after another prompt (KTO); ``"rows"``: the policy's own log-probs of the step (BCO).
+        observes: what it must see of the whole step before any loss is computed, a name or a set of names.
+            ``"mismatched"``: completions scored after another prompt (KTO); ``"rows"``: the policy's own log-probs
+            of the step (BCO). Always a set when read: ``"rows" in needs.observes``.
         labels: label columns of the batch that it reads and that a dataset may lack (``"chosen_score"`` ...).
         coupled: True where the loss of one row depends on the other rows of its micro-batch (a sort, for one), so
             that accumulation would change it.
@@ -84,9 +85,13 @@ class Needs:
     lengths: bool = False
     tokens: bool = False
     statistics: frozenset[str] = frozenset()
-    observes: str | None = None
+    observes: str | frozenset[str] = frozenset()
     labels: tuple[str, ...] = ()
     coupled: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.observes, str):
+            object.__setattr__(self, "observes", frozenset({self.observes}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +139,8 @@ class Objective(ABC, Generic[B]):
     about: ClassVar[About]
     needs: ClassVar[Needs]
     name: ClassVar[str] = ""
+    combine: "ClassVar[Callable[..., Objective]]"
+    """Makes a weighted sum of objectives; `prefopt.combined`, one floor up, sets it."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -170,12 +177,30 @@ class Objective(ABC, Generic[B]):
         return state
 
     def metrics(self, batch: B, state: State) -> dict[str, Tensor]:
-        """Per-row values to log. The usual ones for pairs and labelled rows; a subclass may add its own."""
+        """Per-row values to log. The usual ones for pairs, labelled and ranked rows; a subclass may add its own."""
         if isinstance(batch, Pairs):
             return _pair_metrics(self, batch)
         if isinstance(batch, Labelled):
             return _labelled_metrics(self, batch)
+        if isinstance(batch, Ranked):
+            return _pair_metrics(self, batch.as_pairs())
         return {"logps": batch.rows.logps}
+
+    def view(self, batch: Batch) -> B:
+        """The batch as the container that this objective takes."""
+        return batch.view(self.needs.batch)
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """The units that its terms may be averaged over, by name, known before any scoring."""
+        return self.view(batch).counts()
+
+    def __add__(self, other: "Objective") -> "Objective":
+        """The sum of two losses, as one objective: ``dpo + 0.2 * sft``."""
+        return Objective.combine((1.0, self), (1.0, other)) if isinstance(other, Objective) else NotImplemented
+
+    def __rmul__(self, weight: float) -> "Objective":
+        """The loss times a weight."""
+        return Objective.combine((weight, self)) if isinstance(weight, (int, float)) else NotImplemented
 
     def __call__(self, batch: B, state: State | None = None) -> Loss:
         """The loss of a batch.
@@ -191,14 +216,14 @@ class Objective(ABC, Generic[B]):
         Raises:
             UsageError: the batch lacks something that the objective reads.
         """
-        batch = batch.view(self.needs.batch)
+        batch = self.view(batch)
         self._check_needs(batch)
         if state is None:
             state = self.prepare(self.init_state(), self.observe(batch.detach()))
         terms = self.terms(batch, state)
         with torch.no_grad():
             metrics = self.metrics(batch.detach(), state)
-        return Loss(terms=terms, metrics=metrics, counts=batch.counts())
+        return Loss(terms=terms, metrics=metrics, counts=self.counts(batch))
 
     def _check_needs(self, batch: Batch) -> None:
         rows, needs, name = batch.rows, self.needs, self.name or type(self).__name__
@@ -209,6 +234,9 @@ class Objective(ABC, Generic[B]):
         parts = (batch.chosen, batch.rejected) if isinstance(batch, Pairs) else (rows,)
         if needs.tokens and any(part.tokens is None for part in parts):
             raise UsageError(f"{name} needs per-token log-probabilities: build its batch from TokenLogps.")
+        for key in sorted(needs.statistics):
+            if any(part.tokens is None or getattr(part.tokens, key) is None for part in parts):
+                raise UsageError(f"{name} needs the per-token statistic {key!r}: pass it in TokenLogps.")
         for label in needs.labels:
             if getattr(batch, label, None) is None:
                 raise UsageError(f"{name} needs {label!r} for every example.")
@@ -259,6 +287,27 @@ def log1mexp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     small = torch.where(near, x, -1.0)
     large = torch.where(near, -1.0, x)
     return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+
+
+def keyed_uniform(*keys: Int[Tensor, "..."] | int) -> Float[Tensor, "..."]:
+    """Uniform numbers in (0, 1) that depend on integer keys (broadcast together) and on nothing else.
+
+    A draw keyed by the id of an example is the same in whatever micro-batch or on whatever rank the example falls.
+    splitmix64 (Steele et al. 2014) is applied once for each key.
+    """
+    state = torch.zeros((), dtype=torch.int64)
+    for key in keys:
+        # The constants are 0x9E37…, 0xBF58… and 0x94D0… as signed numbers; products wrap around at 64 bits.
+        state = (state ^ torch.as_tensor(key, dtype=torch.int64)) - 7046029254386353131
+        state = (state ^ _shift(state, 30)) * -4658895280553007687
+        state = (state ^ _shift(state, 27)) * -7723592293110705685
+        state = state ^ _shift(state, 31)
+    return (_shift(state, 12).double() + 0.5) / 2**52
+
+
+def _shift(bits: Int[Tensor, "..."], by: int) -> Int[Tensor, "..."]:
+    """Shift right without copying the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
 def _pair_metrics(objective: Objective, batch: Pairs) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Objectives by name: registration, aliases, presets, and the errors for names that are not there."""
 
+import ast
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,11 +72,17 @@ def lookup(name: str) -> Entry:
 
 
 def build(name: str, **hyperparameters: Any) -> Objective:
-    """Make the objective registered under ``name``.
+    """Make the objective registered under ``name``, which may carry hyperparameters: ``"dpo(beta=0.2)"``.
 
     Raises:
         UsageError: an unknown name, an unknown hyperparameter, one that the name fixes, or a value out of bounds.
     """
+    if "(" in name:
+        name, written = parse_call(name)
+        twice = written.keys() & hyperparameters
+        if twice:
+            raise UsageError(f"{name}: {', '.join(sorted(twice))} is given twice, inside the brackets and outside.")
+        return build(name, **written, **hyperparameters)
     entry = lookup(name)
     known = [field.name for field in dataclasses.fields(entry.cls)]
     for key in hyperparameters:
@@ -85,6 +92,31 @@ def build(name: str, **hyperparameters: Any) -> Objective:
             has = f"It has {', '.join(known)}." if known else "It has no hyperparameters."
             raise UsageError(f"{name} has no hyperparameter {key!r}.{did_you_mean(key, known)} {has}")
     return entry.cls(**entry.fixed, **hyperparameters)
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Read ``name`` or ``name(key=value, ...)``; a value is a number, true, false, or a word with or without quotes.
+
+    Raises:
+        UsageError: the text is something else.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            return node.func.id, {keyword.arg: _literal(keyword) for keyword in node.keywords}
+    except (SyntaxError, ValueError):
+        pass
+    raise UsageError(f"cannot read {text!r}; write an objective as 'dpo' or 'dpo(beta=0.2)'.")
+
+
+def _literal(keyword: ast.keyword) -> Any:
+    if keyword.arg is None:
+        raise ValueError("**")
+    if isinstance(keyword.value, ast.Name):
+        return {"true": True, "false": False}.get(keyword.value.id, keyword.value.id)
+    return ast.literal_eval(keyword.value)
 
 
 def _claim(name: str) -> None:

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from prefopt import registry
+from prefopt import combined, registry
 from prefopt.objective import Objective
 
 
@@ -23,6 +23,8 @@ def load() -> None:
 def get_objective(name: str, **hyperparameters: Any) -> Objective:
     """The objective called ``name`` (or by one of its aliases), for use in any loop.
 
+    A weighted sum is written as one: ``"dpo(beta=0.2) + 0.2*sft"``.
+
     Example:
         >>> loss = get_objective("dpo", beta=0.1)(pairs)
         >>> loss.mean().backward()
@@ -31,7 +33,7 @@ def get_objective(name: str, **hyperparameters: Any) -> Objective:
         UsageError: an unknown or ambiguous name, an unknown hyperparameter, or a value out of bounds.
     """
     load()
-    return registry.build(name, **hyperparameters)
+    return combined.build(name, **hyperparameters)
 
 
 def names() -> list[str]:
