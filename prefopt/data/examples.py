@@ -1,0 +1,75 @@
+"""One row of preference data in memory, whatever file it came from."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+Text = str | list[dict]
+"""A plain string, or messages: ``[{"role": ..., "content": ...}, ...]``."""
+
+
+@dataclass(frozen=True)
+class PairExample:
+    """A chosen and a rejected completion of one prompt.
+
+    Attributes:
+        prompt: what both answer.
+        chosen, rejected: y_w and y_l. As messages they may hold several turns; only assistant turns count.
+        preference: P(chosen is better), 0 to 1, where it is known.
+        chosen_score, rejected_score: scalar rewards, where they are known.
+        columns: the other fields of the row.
+    """
+
+    kind: ClassVar[str] = "pairs"
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    preference: float | None = None
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelledExample:
+    """A completion marked desirable or undesirable."""
+
+    kind: ClassVar[str] = "labelled"
+    prompt: Text
+    completion: Text
+    desirable: bool
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DemonstrationExample:
+    """A completion to imitate.
+
+    A conversation of several turns is split before its first assistant turn: ``prompt`` holds the turns before it and
+    ``completion`` all the others. The loss is taken on every assistant turn and on nothing else.
+    """
+
+    kind: ClassVar[str] = "demonstrations"
+    prompt: Text
+    completion: Text
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> list[dict]:
+        """The whole conversation; a plain prompt is a user turn and a plain completion an assistant turn."""
+        prompt = [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else self.prompt
+        end = self.completion
+        return [*prompt, *([{"role": "assistant", "content": end}] if isinstance(end, str) else end)]
+
+
+@dataclass(frozen=True)
+class PromptExample:
+    """A prompt to answer; ``columns`` are the other fields of the row, handed to reward functions."""
+
+    kind: ClassVar[str] = "prompts"
+    prompt: Text
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+Example = PairExample | LabelledExample | DemonstrationExample | PromptExample
+
+KINDS: dict[str, type] = {cls.kind: cls for cls in (PairExample, LabelledExample, DemonstrationExample, PromptExample)}

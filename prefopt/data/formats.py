@@ -1,0 +1,188 @@
+"""From rows of any public layout to examples: which layout is this, and what does each row say?"""
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prefopt.data.convert import SOURCES
+from prefopt.data.examples import Example
+from prefopt.data.judged import JUDGED
+from prefopt.data.layouts import BASIC, OTHER, Format
+from prefopt.data.messages import Drop, is_messages, is_turn
+from prefopt.data.settings import DataSettings
+from prefopt.errors import DataError
+
+FORMATS: dict[str, Format] = {each.name: each for each in (*JUDGED, *BASIC, *OTHER)}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came out of a list of rows.
+
+    Attributes:
+        format: the layout that they were read as.
+        examples: one per row that could be used.
+        dropped: reason → number of rows that could not.
+    """
+
+    format: Format
+    examples: list[Example]
+    dropped: Counter
+
+
+def to_examples(
+    rows: Sequence[Mapping[str, Any]], settings: DataSettings | None = None, kind: str | None = None
+) -> Reading:
+    """Read rows as examples; a bad row is dropped and counted.
+
+    Args:
+        rows: at least one row of named columns.
+        settings: ``format`` and ``columns`` are used.
+        kind: the kind that is wanted in the end. It changes nothing but the error for rows that cannot become it.
+
+    Raises:
+        DataError: the columns fit no layout, or not the one that was asked for, or one that cannot become ``kind``.
+    """
+    settings = DataSettings.of(settings)
+    rows = _rename(rows, settings.columns)
+    first = _first_values(rows)
+    chosen = _demand(FORMATS[settings.format], first) if settings.format else _detect(first, kind)
+    if kind is not None and chosen.kind not in SOURCES[kind]:
+        raise DataError(_wrong_kind(first, chosen, kind))
+    examples, dropped = [], Counter()
+    for row in rows:
+        try:
+            examples.append(_build(chosen, row))
+        except Drop as drop:
+            dropped[drop.reason] += 1
+        except (TypeError, KeyError, AttributeError, ValueError, IndexError):
+            dropped["that are malformed"] += 1
+    return Reading(chosen, examples, dropped)
+
+
+def _build(chosen: Format, row: Mapping[str, Any]) -> Example:
+    example = chosen.build(row)
+    rest = {name: value for name, value in row.items() if name not in chosen.consumed}
+    return replace(example, columns={**rest, **example.columns})
+
+
+def _rename(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:
+    if not columns:
+        return rows
+    found = {name for row in rows for name in row}
+    for old, new in columns.items():
+        if old not in found:
+            turn = f" Turn it round: {{{new!r}: {old!r}}}." if new in found else ""
+            raise DataError(f"data.columns renames {old!r}, which is not a column ({_list(found)}).{turn}")
+    return [
+        {columns.get(name, name): value for name, value in row.items() if not _replaced(name, columns)} for row in rows
+    ]
+
+
+def _replaced(name: str, columns: Mapping[str, str]) -> bool:
+    """Whether a column gives way to another that is renamed to its name."""
+    return name not in columns and name in columns.values()
+
+
+def _first_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The first value of each column that is neither null nor empty; columns without one count as absent."""
+    first: dict[str, Any] = {}
+    blank: dict[str, Any] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name in first or value is None:
+                continue
+            if value == "" or value == []:
+                blank.setdefault(name, value)
+            else:
+                first[name] = value
+    return {**blank, **first}
+
+
+def _unmet(each: Format, first: Mapping[str, Any]) -> list[str]:
+    """The needs of a layout that the columns do not meet."""
+    return [
+        need
+        for need, test in each.needs.items()
+        if not any(name in first and test(first[name]) for name in need.split("|"))
+    ]
+
+
+def _detect(first: Mapping[str, Any], kind: str | None) -> Format:
+    for each in FORMATS.values():
+        if not _unmet(each, first):
+            if not each.auto:
+                raise DataError(_choose_axis(first))
+            return each
+    raise DataError(_no_format(first, _closest(first, kind)))
+
+
+def _demand(wanted: Format, first: Mapping[str, Any]) -> Format:
+    if _unmet(wanted, first):
+        raise DataError(_no_format(first, wanted))
+    return wanted
+
+
+def _choose_axis(first: Mapping[str, Any]) -> str:
+    fits = [each.name for each in FORMATS.values() if not each.auto and not _unmet(each, first)]
+    return f"these columns can be read in more than one way; set data.format to {' or '.join(map(repr, fits))}."
+
+
+def _closest(first: Mapping[str, Any], kind: str | None) -> Format:
+    """The layout (of this kind) with the fewest unmet needs, and among those the one with the most met."""
+
+    def distance(each: Format) -> tuple[int, int]:
+        unmet = len(_unmet(each, first))
+        return unmet, unmet - len(each.needs)
+
+    return min((each for each in FORMATS.values() if each.auto and kind in (None, each.kind)), key=distance)
+
+
+def _wrong_kind(first: Mapping[str, Any], found: Format, kind: str) -> str:
+    closest = _closest(first, kind)
+    return (
+        f"the data holds {found.kind} (format {found.name!r}, columns {_list(first)}), and {kind} are needed. The "
+        f"closest format with {kind} is {closest.name!r}, {_fault(first, closest)}. {_remedy(first, closest)}"
+    )
+
+
+def _no_format(first: Mapping[str, Any], closest: Format) -> str:
+    """One line: the columns found, the closest layout, what it lacks, and the remedy."""
+    return (
+        f"cannot read the columns {_list(first)} as preference data. The closest format is {closest.name!r}, "
+        f"{_fault(first, closest)}. {_remedy(first, closest)}"
+    )
+
+
+def _fault(first: Mapping[str, Any], closest: Format) -> str:
+    absent, wrong = [], []
+    for need in _unmet(closest, first):
+        present = [name for name in need.split("|") if name in first]
+        if present:
+            wrong.append(f"in which {present[0]!r} cannot be {_shape(first[present[0]])}")
+        else:
+            absent.append(" or ".join(map(repr, need.split("|"))))
+    return ", and ".join([*([f"which lacks {', '.join(absent)}"] if absent else []), *wrong])
+
+
+def _remedy(first: Mapping[str, Any], closest: Format) -> str:
+    missing = next((need.split("|")[0] for need in closest.needs if not set(need.split("|")) & set(first)), None)
+    if missing is None:
+        return "Correct the column, or name the layout in data.format."
+    spare = [name for name in first if name not in closest.consumed]
+    near = difflib.get_close_matches(missing, spare, n=1, cutoff=0.5)
+    return f"Rename with data.columns={{{near[0] if near else 'its name here'!r}: {missing!r}}}, or set data.format."
+
+
+def _shape(value: Any) -> str:
+    if is_messages(value) or is_turn(value):
+        return "messages"
+    if isinstance(value, list):
+        return f"a list of {type(value[0]).__name__}" if value else "an empty list"
+    return f"a {type(value).__name__} ({value!r:.30})"
+
+
+def _list(names: Any) -> str:
+    return ", ".join(sorted(map(str, names)))

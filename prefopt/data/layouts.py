@@ -1,0 +1,296 @@
+"""The public layouts of preference data: which columns tell each one, and how a row of it becomes an example.
+
+A layout is a `Format`: a name, the columns that it needs, the other columns that it understands, and a function from a
+row to an example. `prefopt.data.formats` finds the one that fits a dataset.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.data.examples import DemonstrationExample, Example, LabelledExample, PairExample, PromptExample, Text
+from prefopt.data.messages import (
+    Drop,
+    as_messages,
+    is_conversation,
+    is_messages,
+    is_transcript,
+    is_turn,
+    read_messages,
+    read_string,
+    read_text,
+    split_first,
+    split_last,
+    split_pair,
+    split_prompt,
+    user,
+)
+
+Row = Mapping[str, Any]
+Test = Callable[[Any], bool]
+
+TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One public layout.
+
+    Attributes:
+        name: what ``data.format`` calls it.
+        kind: the kind of example that it gives.
+        needs: column, or alternatives as ``"a|b"`` → a test on its first value that is not null.
+        build: from a row to an example.
+        takes: other columns that it understands.
+        auto: False where it must be asked for by name, because the columns alone do not decide.
+    """
+
+    name: str
+    kind: str
+    needs: Mapping[str, Test]
+    build: Callable[[Row], Example]
+    takes: tuple[str, ...] = ()
+    auto: bool = True
+
+    @property
+    def consumed(self) -> set[str]:
+        """The columns whose content goes into the example; all others go along as ``columns``."""
+        return {name for need in self.needs for name in need.split("|")} | set(self.takes)
+
+
+def is_str(value: Any) -> bool:
+    """Whether a value is a string."""
+    return isinstance(value, str)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a string, a message, or a list of messages."""
+    return isinstance(value, str) or is_turn(value) or is_messages(value)
+
+
+def is_answer(value: Any) -> bool:
+    """Whether a value is a string or messages that begin with an answer."""
+    return is_text(value) and not is_conversation(value)
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value reads as true or false."""
+    return read_bool(value) is not None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value reads as a finite number."""
+    return read_number(value) is not None
+
+
+def is_pairs_of_turns(value: Any) -> bool:
+    """Whether this is a list of ``{input, output}``."""
+    return isinstance(value, list) and all(isinstance(turn, Mapping) and "input" in turn for turn in value)
+
+
+def read_bool(value: Any) -> bool | None:
+    """True or False from a bool, 0 or 1, or their spellings; None for anything else."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)) and value in (0, 1):
+        return bool(value)
+    text = value.strip().lower() if isinstance(value, str) else None
+    return True if text in TRUE else False if text in FALSE else None
+
+
+def read_number(value: Any) -> float | None:
+    """A finite float from a number or its spelling; None for anything else."""
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def either(row: Row, *names: str) -> Any:
+    """The first of these columns that is not null."""
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def by_sign(first: Any, second: Any, lean: float | None, column: str) -> tuple[Any, Any]:
+    """(chosen, rejected): a negative lean prefers the first, a positive one the second."""
+    if lean is None:
+        raise Drop(f"without {column!r}")
+    if lean == 0:
+        raise Drop("ties")
+    return (first, second) if lean < 0 else (second, first)
+
+
+def pair(prompt: Text | None, chosen: Text, rejected: Text, **labels: float | None) -> PairExample:
+    """A pair brought to one shape."""
+    return PairExample(*split_pair(prompt, chosen, rejected), **labels)
+
+
+def user_turn(question: Any, column: str, system: Any = None) -> list[dict]:
+    """A question as a user turn, after the system prompt if there is one that is not blank."""
+    turns = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
+    return [*turns, user(read_string(question, column))]
+
+
+_SCORES = [
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+]
+_PAIR_LABELS = (*(name for names in _SCORES for name in names), "preference")
+_ALPACA = ("instruction", "input", "system", "history")
+_LABEL = "label|kto_tag|desirable"
+
+
+def _scores(row: Row) -> dict[str, float | None]:
+    """Scores and preference of a row that names its sides chosen and rejected."""
+    labels = {
+        "chosen_score": read_number(either(row, *(chosen for chosen, _ in _SCORES))),
+        "rejected_score": read_number(either(row, *(rejected for _, rejected in _SCORES))),
+        "preference": read_number(row.get("preference")),
+    }
+    if labels["preference"] is not None and not 0 <= labels["preference"] <= 1:
+        raise Drop("whose 'preference' is not a probability of chosen, 0 to 1")
+    return labels
+
+
+def _sides(row: Row) -> tuple[Text, Text]:
+    return read_text(row.get("chosen"), "chosen"), read_text(row.get("rejected"), "rejected")
+
+
+def _alpaca_prompt(row: Row) -> list[dict]:
+    turns = user_turn(row.get("instruction"), "instruction", row.get("system"))
+    if isinstance(row.get("input"), str) and row["input"].strip():
+        turns[-1] = user(turns[-1]["content"] + "\n" + row["input"])
+    # LLaMA-Factory: history is a list of [instruction, answer].
+    past = [message for asked, answer in row.get("history") or [] for message in (user(asked), _answer(answer))]
+    return [*turns[:-1], *past, turns[-1]]
+
+
+def _answer(text: Any) -> dict:
+    return {"role": "assistant", "content": read_string(text, "history")}
+
+
+def _conversation(row: Row) -> list[dict]:
+    turns = read_messages(either(row, "messages", "conversations", "conversation"), "messages")
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": system}, *turns]
+    return turns
+
+
+def _label(row: Row) -> bool:
+    label = read_bool(either(row, *_LABEL.split("|")))
+    if label is None:
+        raise Drop("without a label that is true or false")
+    return label
+
+
+def _prompt_pair(row: Row) -> PairExample:
+    return pair(read_text(row.get("prompt"), "prompt"), *_sides(row), **_scores(row))
+
+
+def _implied_pair(row: Row) -> PairExample:
+    return pair(None, *_sides(row), **_scores(row))
+
+
+def _sharegpt_pair(row: Row) -> PairExample:
+    return pair(_conversation(row), *_sides(row), **_scores(row))
+
+
+def _orca_pair(row: Row) -> PairExample:
+    prompt = user_turn(either(row, "question", "input"), "question", row.get("system"))
+    return pair(prompt, *_sides(row), **_scores(row))
+
+
+def _alpaca_pair(row: Row) -> PairExample:
+    return pair(_alpaca_prompt(row), *_sides(row), **_scores(row))
+
+
+def _openai_pair(row: Row) -> PairExample:
+    prompt = read_messages(row["input"].get("messages") if isinstance(row.get("input"), Mapping) else None, "input")
+    chosen = read_text(row.get("preferred_output"), "preferred_output")
+    rejected = read_text(row.get("non_preferred_output"), "non_preferred_output")
+    example = pair(prompt, chosen, rejected)
+    # Tools are not a turn; they reach the chat template by this column.
+    return PairExample(*split_pair(example.prompt, chosen, rejected), columns={"tools": row["input"].get("tools")})
+
+
+def _prompt_completion(row: Row) -> tuple[Text, Text]:
+    prompt, completion = read_text(row.get("prompt"), "prompt"), either(row, "completion", "response")
+    return split_prompt(prompt, read_text(completion, "completion"))
+
+
+def _alpaca_completion(row: Row) -> tuple[Text, Text]:
+    output = read_text(either(row, "output", "response"), "output")
+    return _alpaca_prompt(row), as_messages(output, "assistant")
+
+
+def _turn_pairs(row: Row) -> DemonstrationExample:
+    turns = []
+    for turn in row.get("conversation") or []:
+        turns += [user(read_string(turn.get("input"), "input")), _answer(turn.get("output"))]
+    return DemonstrationExample(*split_first(turns or read_messages(None, "conversation")))
+
+
+def _question_answer(row: Row) -> DemonstrationExample:
+    answer = read_text(either(row, "answer", "response"), "answer")
+    prompt = user_turn(row.get("question"), "question", row.get("system"))
+    return DemonstrationExample(prompt, as_messages(answer, "assistant"))
+
+
+def _conversation_prompt(row: Row) -> PromptExample:
+    turns = _conversation(row)
+    if turns[-1]["role"] == "assistant":
+        turns, _ = split_last(turns)
+    return PromptExample(turns)
+
+
+def _is_open(value: Any) -> bool:
+    return is_messages(value) and read_messages(value, "messages")[-1]["role"] != "assistant"
+
+
+_CHOSEN = {"chosen": is_answer, "rejected": is_answer}
+_TURNS = "messages|conversations|conversation"
+
+# The order decides where several fit: the more specific layout comes first.
+BASIC: tuple[Format, ...] = (
+    Format("prompt-pairs", "pairs", {"prompt": is_text, "chosen": is_text, "rejected": is_text}, _prompt_pair,
+           ("messages", "conversation", *_PAIR_LABELS)),
+    Format("implied-prompt-pairs", "pairs", {"chosen": is_conversation, "rejected": is_conversation}, _implied_pair,
+           ("messages", *_PAIR_LABELS)),
+    Format("sharegpt-pairs", "pairs", {_TURNS: is_messages, **_CHOSEN}, _sharegpt_pair, ("system", *_PAIR_LABELS)),
+    Format("alpaca-pairs", "pairs", {"instruction": is_str, **_CHOSEN}, _alpaca_pair, (*_ALPACA, *_PAIR_LABELS)),
+    Format("orca-pairs", "pairs", {"question|input": is_str, **_CHOSEN}, _orca_pair, ("system", *_PAIR_LABELS)),
+    Format("hh-rlhf", "pairs", {"chosen": is_transcript, "rejected": is_transcript}, _implied_pair, _PAIR_LABELS),
+    Format("openai-pairs", "pairs",
+           {"input": lambda value: isinstance(value, Mapping) and "messages" in value, "preferred_output": is_messages,
+            "non_preferred_output": is_messages}, _openai_pair),
+)  # fmt: skip
+
+OTHER: tuple[Format, ...] = (
+    Format("prompt-completion-label", "labelled",
+           {"prompt": is_text, "completion|response": is_text, _LABEL: is_label},
+           lambda row: LabelledExample(*_prompt_completion(row), _label(row))),
+    Format("messages-label", "labelled", {_TURNS: is_messages, _LABEL: is_label},
+           lambda row: LabelledExample(*split_last(_conversation(row)), _label(row)), ("system",)),
+    Format("alpaca-label", "labelled", {"instruction": is_str, "output|response": is_text, _LABEL: is_label},
+           lambda row: LabelledExample(*_alpaca_completion(row), _label(row)), _ALPACA),
+    Format("prompt-completion", "demonstrations", {"prompt": is_text, "completion|response": is_text},
+           lambda row: DemonstrationExample(*_prompt_completion(row))),
+    Format("alpaca", "demonstrations", {"instruction": is_str, "output|response": is_text},
+           lambda row: DemonstrationExample(*_alpaca_completion(row)), _ALPACA),
+    Format("messages", "demonstrations", {_TURNS: is_messages},
+           lambda row: DemonstrationExample(*split_first(_conversation(row))), ("system", "prompt")),
+    Format("turn-pairs", "demonstrations", {"conversation": is_pairs_of_turns}, _turn_pairs),
+    Format("question-answer", "demonstrations", {"question": is_str, "answer|response": is_text}, _question_answer,
+           ("system",)),
+    Format("prompt", "prompts", {"prompt": is_text}, lambda row: PromptExample(read_text(row.get("prompt"), "prompt"))),
+    Format("open-messages", "prompts", {_TURNS: _is_open}, _conversation_prompt, ("system",)),
+    Format("instruction", "prompts", {"instruction": is_str}, lambda row: PromptExample(_alpaca_prompt(row)), _ALPACA),
+    Format("question", "prompts", {"question": is_str},
+           lambda row: PromptExample(user_turn(row.get("question"), "question", row.get("system"))), ("system",)),
+)  # fmt: skip

@@ -1,0 +1,184 @@
+"""From messages to the exact text that a model sees, and which stretches of it the loss is taken on."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.data.examples import Text
+from prefopt.data.messages import Drop, trains
+from prefopt.data.settings import DataSettings
+from prefopt.errors import DataError, UsageError, did_you_mean
+
+PLAIN_NOTE = "the tokenizer has no chat template: turns are written as plain text ('User:' and 'Assistant:' on lines of their own)"
+_NAMES = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System", "tool": "Tool"}
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of text after the prompt.
+
+    Attributes:
+        text: what the model sees.
+        counts: whether the model is to write it.
+        ends: whether a turn of the model ends here, so that it must end in an end-of-turn token.
+    """
+
+    text: str
+    counts: bool
+    ends: bool = False
+
+
+def render_prompt(
+    prompt: Text, tokenizer: Any, settings: DataSettings | None = None, *, tools: Sequence | None = None
+) -> str:
+    """The text that a completion continues, in training and in generation alike.
+
+    Messages go through the tokenizer's chat template, with the generation prompt and ``settings.template_args``; where
+    it has none, turns are written as plain text. A plain string is used as it is.
+
+    Args:
+        prompt: a string or messages.
+        tokenizer: a `PreTrainedTokenizerBase`.
+        settings: ``template_args`` is used.
+        tools: tool schemas for the chat template.
+
+    Raises:
+        Drop: the chat template refuses these messages.
+        UsageError: a template argument that the chat template does not read.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return Renderer(tokenizer, DataSettings.of(settings)).render(prompt, open_turn=True, tools=tools)
+
+
+class Renderer:
+    """Renders messages for one tokenizer and one set of template arguments.
+
+    Raises:
+        UsageError: a template argument that the chat template does not read.
+    """
+
+    def __init__(self, tokenizer: Any, settings: DataSettings) -> None:
+        self.tokenizer = tokenizer
+        self.arguments = dict(settings.template_args)
+        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self._check_arguments()
+
+    @property
+    def marks_generation(self) -> bool:
+        """Whether the template itself says what the assistant writes, with ``{% generation %}``."""
+        template = self.tokenizer.chat_template
+        return isinstance(template, str) and bool(_GENERATION.search(template))
+
+    def render(self, messages: list[dict], *, open_turn: bool = False, tools: Sequence | None = None) -> str:
+        """Text of a conversation; with ``open_turn`` it ends where the assistant begins to write.
+
+        Raises:
+            Drop: the chat template refuses these messages.
+        """
+        if not self.has_template:
+            return "".join(segment.text for segment in self._plain(messages)) + ("Assistant:\n" if open_turn else "")
+        return self._apply(messages, add_generation_prompt=open_turn, tools=tools, tokenize=False)
+
+    def segments(self, prompt: Text, completion: Text, tools: Sequence | None = None) -> tuple[str, list[Segment]]:
+        """The prompt's text and the stretches after it.
+
+        Of a completion in messages every assistant turn counts; the turns between, and what the template puts around
+        them, do not.
+
+        Raises:
+            Drop: the template refuses the turns, or renders earlier ones differently once later ones follow, so that
+                the model would be trained on a text that it never generates from.
+        """
+        if isinstance(prompt, str):
+            return prompt, [Segment(completion, counts=True, ends=True)]
+        start = self.render(prompt, open_turn=True, tools=tools)
+        if not self.has_template:
+            # The first part is the header of the turn that the prompt has opened.
+            return start, self._plain(completion)[1:]
+        return start, self._spans(prompt, completion, start, tools)
+
+    def assistant_tokens(self, messages: list[dict], tools: Sequence | None = None) -> tuple[list[int], list[int]]:
+        """Token ids of a whole conversation and, from a ``{% generation %}`` template, 1 where the assistant writes."""
+        made = self._apply(messages, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        return list(made["input_ids"]), list(made["assistant_masks"])
+
+    def _spans(self, prompt: list[dict], completion: list[dict], start: str, tools: Sequence | None) -> list[Segment]:
+        messages = [*prompt, *completion]
+        whole = self.render(messages, tools=tools)
+        segments, place = [], 0
+        for number in range(len(prompt), len(messages)):
+            if not trains(messages[number]):
+                continue
+            before = start if number == len(prompt) else self.render(messages[:number], open_turn=True, tools=tools)
+            after = self.render(messages[: number + 1], tools=tools)
+            if not (whole.startswith(after) and after.startswith(before) and len(before) >= place):
+                raise Drop("whose earlier turns the chat template rewrites")
+            place = place or len(start)
+            if len(before) > place:
+                segments.append(Segment(whole[place : len(before)], counts=False))
+            segments.append(Segment(whole[len(before) : len(after)], counts=True, ends=True))
+            place = len(after)
+        return segments
+
+    def _plain(self, messages: list[dict]) -> list[Segment]:
+        """Turns without a template: a header line, the content, and for the assistant the end-of-sequence token."""
+        segments = []
+        for message in messages:
+            counts, content = trains(message), message["content"]
+            if message.get("tool_calls"):
+                raise Drop("with tool calls, which only a chat template can write")
+            segments.append(Segment(f"{_NAMES[message['role']]}:\n", counts=False))
+            if message["role"] == "assistant":
+                segments.append(Segment(content + self._eos(), counts=counts, ends=True))
+                content = ""
+            segments.append(Segment(f"{content}\n\n", counts=False))
+        return segments
+
+    def _eos(self) -> str:
+        if self.tokenizer.eos_token is None:
+            raise UsageError("the tokenizer has no EOS token, so no completion could end; set tokenizer.eos_token.")
+        return self.tokenizer.eos_token
+
+    def _apply(self, messages: list[dict], tools: Sequence | None, **options: Any) -> Any:
+        # weight and train are for the loss, not for the template.
+        shown = [{key: value for key, value in turn.items() if key not in ("weight", "train")} for turn in messages]
+        import jinja2
+
+        try:
+            return self.tokenizer.apply_chat_template(shown, tools=tools or None, **options, **self.arguments)
+        except jinja2.TemplateSyntaxError as error:
+            raise DataError(f"the chat template of the tokenizer is not valid: {error}.") from error
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise Drop(f"which the chat template refuses ({str(error).splitlines()[0]})") from error
+
+    def _check_arguments(self) -> None:
+        if not self.arguments:
+            return
+        if not self.has_template:
+            raise UsageError(
+                f"data: template_args={self.arguments!r} would have no effect: the tokenizer has no chat template."
+            )
+        known = _variables(self.tokenizer.chat_template)
+        for name in self.arguments:
+            if known is not None and name not in known:
+                near = did_you_mean(name, known)
+                raise UsageError(f"data: template_args: the chat template does not read {name!r}.{near}")
+
+
+def _variables(template: str | Mapping) -> set[str] | None:
+    """Names that a template reads from outside; None where that cannot be told."""
+    import jinja2
+    import jinja2.meta
+
+    if not isinstance(template, str):
+        return None
+    # The generation block is an extension that means nothing to the question.
+    source = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return jinja2.meta.find_undeclared_variables(environment.parse(source))
+    except jinja2.TemplateError:
+        return None
