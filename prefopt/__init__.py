@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Trainer": "prefopt.trainer",
+    "algorithms": "prefopt.catalogue.algorithms",
+    "explain": "prefopt.catalogue.explain",
+    "get_algorithm": "prefopt.catalogue.algorithms",
     "get_objective": "prefopt.objectives",
 }
 
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
+    from prefopt.catalogue.algorithms import algorithms as algorithms
+    from prefopt.catalogue.algorithms import get_algorithm as get_algorithm
+    from prefopt.catalogue.explain import explain as explain
     from prefopt.objectives import get_objective as get_objective
+    from prefopt.trainer import Trainer as Trainer
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prefopt.batches import Batch, Completions, Labelled, Pairs, Ranked
@@ -287,6 +287,11 @@ def log1mexp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     small = torch.where(near, x, -1.0)
     large = torch.where(near, -1.0, x)
     return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+
+
+def masked_logsumexp(values: Float[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """log Σ exp(values) over the last dimension where ``mask`` holds, which must be somewhere in every row."""
+    return torch.where(mask, values, -torch.inf).logsumexp(dim=-1)
 
 
 def keyed_uniform(*keys: Int[Tensor, "..."] | int) -> Float[Tensor, "..."]:

@@ -1,0 +1,42 @@
+# Everything runs in .venv, which each target makes if it is missing or older than what it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-all certify lint format clean
+
+demo: .venv/installed  ## train every algorithm on the embedded world and write a report
+	$(BIN)/prefopt demo
+
+test: .venv/installed-dev  ## the quick suite, under ten minutes on two cores
+	$(BIN)/pytest -m "not slow"
+
+test-all: .venv/installed-dev  ## everything, slow tests included
+	$(BIN)/pytest
+
+certify: .venv/installed-dev  ## the certificates of all objectives with many examples a property
+	PREFOPT_CERTIFY=full $(BIN)/pytest tests/test_certificates.py tests/verify
+
+lint: .venv/installed-dev  ## style, and imports that go down only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/bin/pip:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'prefopt needs Python 3.11 or newer')"
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/pip pyproject.toml constraints.txt
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed pyproject.toml constraints.txt
+	$(INSTALL) --editable ".[test,compare,dev]"
+	touch $@

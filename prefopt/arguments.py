@@ -1,0 +1,83 @@
+"""`transformers.TrainingArguments` from an algorithm's recipe and what the user said."""
+
+import dataclasses
+from typing import Any
+
+from transformers import TrainingArguments
+
+from prefopt.console import say
+from prefopt.errors import UsageError, did_you_mean
+
+# Fields that would have no effect in this trainer, each with what to do instead.
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": "smoothing belongs to the objective: use algorithm='cdpo' for pairs",
+    "dataloader_drop_last": "no row is dropped here: a short last batch is averaged exactly",
+    "remove_unused_columns": "columns are read by the data room; rename them with data={'columns': ...}",
+    "label_names": "labels are read by the data room; rename columns with data={'columns': ...}",
+    "train_sampling_strategy": "order is decided by the step sampler, the same on any number of processes",
+    "average_tokens_across_devices": "averages always span all processes, as the objective says",
+    "use_liger_kernel": "losses are computed by the objective, not by the model",
+    "include_for_metrics": "metrics come from the objective",
+    "batch_eval_metrics": "metrics come from the objective",
+    "prediction_loss_only": "evaluation returns no logits",
+    "auto_find_batch_size": "set per_device_train_batch_size; the effective batch is part of the result",
+}
+# Paired fields of which the user sets one: the recipe's other must not contradict it.
+_SPELLINGS = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+}
+_PRECISION = ("bf16", "fp16")
+
+
+def training_arguments(
+    given: dict[str, Any] | TrainingArguments | None, recipe: dict[str, Any], *, algorithm: str
+) -> TrainingArguments:
+    """Merge a dict over the recipe, or take a TrainingArguments as it is.
+
+    Raises:
+        UsageError: an unknown field, one without effect here, or values that transformers refuses.
+    """
+    if isinstance(given, TrainingArguments):
+        _refuse_without_effect({f: getattr(given, f) for f in WITHOUT_EFFECT if hasattr(given, f)})
+        args = given
+    else:
+        args = _merged(dict(given or {}), recipe, algorithm)
+    # A loss that is not finite must be seen, not replaced by an earlier one.
+    args.logging_nan_inf_filter = False
+    if args.n_gpu > 1:
+        raise UsageError(
+            f"this process sees {args.n_gpu} GPUs: start one process for each with `accelerate launch`, or show it "
+            "one with CUDA_VISIBLE_DEVICES=0."
+        )
+    return args
+
+
+def _merged(given: dict[str, Any], recipe: dict[str, Any], algorithm: str) -> TrainingArguments:
+    fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    for key in given:
+        if key not in fields:
+            raise UsageError(f"args has no field {key!r}.{did_you_mean(key, fields)} See TrainingArguments.")
+    _refuse_without_effect(given)
+    recipe = {"output_dir": f"prefopt-{algorithm}", **recipe}
+    for spelling, old in _SPELLINGS.items():
+        if spelling in given:
+            recipe.pop(old, None)
+    if any(key in given for key in (*_PRECISION, "use_cpu")):
+        recipe = {key: value for key, value in recipe.items() if key not in _PRECISION}
+    merged = recipe | given
+    # The keys that transformers lets default by platform or by another key are left to it.
+    merged = {key: value for key, value in merged.items() if value is not None}
+    try:
+        args = TrainingArguments(**merged)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"args: {str(error).strip().splitlines()[0]}") from error
+    say(f"{algorithm}: " + ", ".join(f"{key}={value}" for key, value in sorted(merged.items())))
+    return args
+
+
+def _refuse_without_effect(values: dict[str, Any]) -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    for key, remedy in WITHOUT_EFFECT.items():
+        if key in values and values[key] != defaults[key]:
+            raise UsageError(f"args: {key}={values[key]!r} would have no effect: {remedy}.")

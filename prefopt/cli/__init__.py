@@ -1,0 +1,19 @@
+"""The command line. Commands import what they need when they run, so that ``prefopt --help`` is fast."""
+
+import sys
+
+from prefopt.errors import PrefoptError
+
+
+def main() -> None:
+    """Run the command line; an error raised on purpose becomes one line on standard error and exit status 2."""
+    from prefopt.cli.app import app
+
+    try:
+        app()
+    except PrefoptError as error:
+        print(f"prefopt: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+__all__ = ["main"]

@@ -1,0 +1,152 @@
+"""The commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefopt import __version__
+
+app = typer.Typer(
+    name="prefopt",
+    help="Learning from preferences: every algorithm behind one trainer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Path or hub id of a model or adapter.")]
+FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"prefopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None: ...
+
+
+@app.command()
+def algorithms() -> None:
+    """List all algorithms with their data, whether they need a reference, and their paper."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from prefopt.catalogue import listing
+
+    table = Table("name", "data", "reference", "arXiv", "paper", box=None, pad_edge=False)
+    for row in listing():
+        table.add_row(row.name, row.data, "yes" if row.reference else "no", row.arxiv or "-", row.title)
+    Console().print(table)
+
+
+@app.command()
+def explain(name: Annotated[str, typer.Argument(help="An algorithm, as `prefopt algorithms` lists them.")]) -> None:
+    """Print formula, data, hyperparameters with bounds, and where implementations differ."""
+    from prefopt.catalogue import explain as text
+
+    print(text(name))
+
+
+@app.command(context_settings=FREE_FLAGS)
+def train(
+    context: typer.Context,
+    algorithm: Annotated[str | None, typer.Argument(help="Its name; `prefopt algorithms` lists them.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Path or hub id of a model or adapter.")] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Training data: path or hub id.")] = None,
+    eval_data: Annotated[str | None, typer.Option("--eval-data", help="Held-out data.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the result.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="lora or qlora; without it all weights are trained.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Reference model, if not the model as it arrived.")] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="FILE.py:FUNCTION; online algorithms only.")] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="YAML file; flags win over it.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, any key of the YAML.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in --out.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+) -> None:
+    """Train. Further flags are hyperparameters of the algorithm (--beta 0.2), training arguments
+    (--learning-rate 5e-6), data settings (--max-length 512) or generation settings (--n 8)."""
+    from prefopt.cli.train import run_training
+
+    given = {"algorithm": algorithm, "model": model, "adapter": adapter, "reference": reference, "out": out}
+    given |= {"reward": reward[0] if reward and len(reward) == 1 else reward}
+    given |= {"resume": resume or None, "trust_remote_code": trust_remote_code or None}
+    places = {"train": data, "eval": eval_data}
+    run_training(given, places, config, set_ or [], context.args)
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="May be repeated; else lines of stdin.")
+    ] = None,
+    n: Annotated[int, typer.Option(help="Completions per prompt.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens per completion at the most.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Give prompts to the model as they are, without a template.")
+    ] = False,
+) -> None:
+    """Sample completions from a model or an adapter."""
+    from prefopt.cli.talk import run_generate
+
+    run_generate(model, prompt, raw, seed, n=n, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+@app.command()
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens per answer at the most.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+) -> None:
+    """Talk to a model or an adapter. An empty line or Ctrl-D ends it; /new starts over."""
+    from prefopt.cli.talk import run_chat
+
+    run_chat(model, system, seed, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+@app.command()
+def export(
+    adapter: Annotated[str, typer.Argument(help="Folder of a trained adapter.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder for the merged model.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+) -> None:
+    """Merge an adapter into its base, write a plain model, and compare its log-probs with the trained one's."""
+    from prefopt.cli.export import run_export
+
+    run_export(adapter, out, dtype)
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(help="Path or hub id.")],
+    model: Model,
+    algorithm: Annotated[str, typer.Option(help="What it is meant for.")] = "dpo",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of prompt and completion together.")] = None,
+    truncation: Annotated[str, typer.Option(help="drop, keep-start or keep-end.")] = "drop",
+) -> None:
+    """Say what of a dataset an algorithm would keep, cut and drop, and show the first example as it is tokenized."""
+    from prefopt.cli.check import run_check
+
+    run_check(data, model, algorithm, {"max_length": max_length, "truncation": truncation, "max_dropped": 1.0})
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")] = Path("prefopt-demo"),
+    full: Annotated[bool, typer.Option("--full", help="Three training seeds, with intervals over them.")] = False,
+) -> None:
+    """Train every algorithm on an embedded world, compare them, and write a report."""
+    from prefopt.lab.demo import run_demo
+
+    run_demo(out, full=full)

@@ -1,0 +1,193 @@
+"""One schema for YAML files, flags and Python: what a training run is."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefopt.errors import UsageError, did_you_mean
+
+
+class DataConfig(BaseModel):
+    """Where the data is; every further key is a field of `DataSettings`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    train: str | None = None
+    eval: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class RunConfig(BaseModel):
+    """A training run.
+
+    Attributes:
+        algorithm: its name.
+        hyperparameters: of the algorithm, by the names that `prefopt explain` lists.
+        model, adapter, lora, reference, reward, trust_remote_code: as in `prefopt.Trainer`.
+        data: ``train``, ``eval`` and fields of `DataSettings`.
+        generation: fields of `GenerationSettings`.
+        args: fields of ``transformers.TrainingArguments``.
+        out: folder for the result; checkpoints go to ``out/checkpoints``.
+        resume: continue from the newest checkpoint.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    algorithm: str
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    model: str
+    adapter: str | None = None
+    lora: dict[str, Any] = Field(default_factory=dict)
+    reference: str | None = None
+    reward: str | list[Any] | None = None
+    data: DataConfig = Field(default_factory=DataConfig)
+    generation: dict[str, Any] = Field(default_factory=dict)
+    args: dict[str, Any] = Field(default_factory=dict)
+    out: str
+    resume: bool = False
+    trust_remote_code: bool = False
+
+    @classmethod
+    def build(cls, values: dict[str, Any]) -> Self:
+        """Validate.
+
+        Raises:
+            UsageError: naming the key and what is wrong with it.
+        """
+        for key in values:
+            if key not in cls.model_fields:
+                near = did_you_mean(key, cls.model_fields)
+                raise UsageError(f"config: there is no section {key!r}.{near} It has {', '.join(cls.model_fields)}.")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            if first["type"] == "missing":
+                raise UsageError(f"{where} is missing: give --{where}, or {where}: in the config file.") from None
+            raise UsageError(f"config: {where}={first['input']!r}: {first['msg'].lower()}.") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UsageError: no such file, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"config file {path} does not exist.")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"config file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"config file {path} must hold a mapping with keys such as model: and data:.")
+    return _numbers(values)
+
+
+def parse_value(text: str) -> Any:
+    """A flag's text as a value: numbers (5e-6 too), true/false/null, lists and mappings as YAML, else text."""
+    try:
+        return _numbers(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return text
+
+
+def assign(values: dict[str, Any], dotted: str) -> None:
+    """Put ``section.key=value`` into nested ``values``.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    key, sign, text = dotted.partition("=")
+    if not sign or not key:
+        raise UsageError(f"--set {dotted!r} must be of the form section.key=value.")
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {dotted!r}: {part} is not a section.")
+    values[last] = parse_value(text)
+
+
+def assign_flag(values: dict[str, Any], flag: str, text: str, algorithm: str) -> None:
+    """Put a free flag such as ``--beta 0.2`` into the section that has a field of that name.
+
+    Hyperparameters of the algorithm come first, then training arguments, data and generation settings.
+
+    Raises:
+        UsageError: no section has such a field; the nearest name is suggested.
+    """
+    name = flag.lstrip("-").replace("-", "_")
+    sections = flag_sections(algorithm)
+    for section, known in sections.items():
+        if name in known:
+            values.setdefault(section, {})[name] = parse_value(text)
+            return
+    everything = [field for known in sections.values() for field in known]
+    own = ", ".join(sections["hyperparameters"]) or "none"
+    near = did_you_mean(name, everything).replace("_", "-")
+    raise UsageError(f"there is no option {flag}.{near} The hyperparameters of {algorithm}: {own}.")
+
+
+def flag_sections(algorithm: str) -> dict[str, list[str]]:
+    """Which flags an algorithm takes, by section of the config."""
+    from transformers import TrainingArguments
+
+    from prefopt.catalogue import get_algorithm
+    from prefopt.data import DataSettings
+    from prefopt.rollouts import GenerationSettings
+
+    resolved = get_algorithm(algorithm)
+    sections = {
+        "hyperparameters": list(resolved.hyperparameters),
+        "args": [field.name for field in dataclasses.fields(TrainingArguments)],
+        "data": [field.name for field in dataclasses.fields(DataSettings)],
+    }
+    if resolved.online:
+        sections["generation"] = [field.name for field in dataclasses.fields(GenerationSettings)]
+    return sections
+
+
+def make_trainer(config: RunConfig) -> Any:
+    """The `prefopt.Trainer` of a run."""
+    from prefopt.catalogue import get_algorithm
+    from prefopt.trainer import Trainer
+
+    if config.data.train is None:
+        raise UsageError("data is missing: give --data, or data: {train: ...} in the config file.")
+    return Trainer(
+        model=config.model,
+        algorithm=get_algorithm(config.algorithm, **config.hyperparameters),
+        train_dataset=config.data.train,
+        eval_dataset=config.data.eval,
+        adapter=config.adapter,
+        lora=config.lora,
+        reference=config.reference,
+        reward=config.reward,
+        data=config.data.settings,
+        generation=config.generation or None,
+        args={"output_dir": str(Path(config.out) / "checkpoints"), **config.args},
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 5e-6 as text; people who write it mean the number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

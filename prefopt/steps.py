@@ -1,0 +1,96 @@
+"""From micro-batches of token ids to what an objective reads: scored containers, observations, counts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.batches import Batch, Completions, Labelled
+from prefopt.errors import UsageError
+from prefopt.models import Reference
+from prefopt.objective import Objective
+from prefopt.scoring import Layout, lengths_of, logits_of, score, to_completions
+
+MicroBatch = dict[str, Any]
+
+
+class StepScorer:
+    """Scores micro-batches for one objective.
+
+    Args:
+        objective: decides what is scored and into which container it goes.
+        reference: the reference model; None where the objective needs none.
+    """
+
+    def __init__(self, objective: Objective, reference: Reference | None) -> None:
+        needs = objective.needs
+        if "mismatched" in needs.observes and needs.batch is not Labelled:
+            raise UsageError(
+                f"{objective.name}: a loss that needs mismatched completions (kto) cannot be part of a sum on "
+                f"{needs.batch.kind}; sum it with losses on labelled rows."
+            )
+        self.objective = objective
+        self.reference = reference
+
+    def container(self, model: nn.Module, batch: Mapping[str, Any]) -> Batch:
+        """The micro-batch, scored by ``model`` (with gradient if enabled), as the objective's container.
+
+        Reference log-probs must have been added by `score_reference`.
+        """
+        return self.objective.needs.batch.assemble(self.completions(model, batch), batch["extras"])
+
+    def completions(self, model: nn.Module, batch: Mapping[str, Any]) -> Completions:
+        """All rows of a micro-batch in layout order."""
+        layout, needs = _layout(batch), self.objective.needs
+        reference_logits = self._reference_logits(model, batch, layout) if "kl" in needs.statistics else None
+        values = score(model, batch, layout, statistics=needs.statistics, reference_logits=reference_logits)
+        if "ref_logps" in batch:
+            values["ref_logps"] = batch["ref_logps"]
+        return to_completions(layout, values, tokens=needs.tokens)
+
+    @torch.no_grad()
+    def score_reference(self, policy: nn.Module, batch: MicroBatch) -> None:
+        """Add the reference's per-token log-probs of the batch, and of its mismatched rows, to it."""
+        if self.reference is None:
+            return
+        with self.reference.activated(policy) as reference:
+            for rows in (batch, batch.get("mismatched")):
+                if rows is not None:
+                    rows["ref_logps"] = score(reference, rows, _layout(rows))["logps"]
+
+    @torch.no_grad()
+    def observe(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
+        """What the objective wants to see of this micro-batch before any loss of the step."""
+        observes = self.objective.needs.observes
+        if not observes:
+            return {}
+        if observes == {"mismatched"}:
+            # The rows themselves are not looked at, so they are not scored here.
+            rows = Completions.unscored(lengths_of(batch["completion_mask"]))
+        else:
+            rows = self.completions(model, batch)
+        container = self.objective.needs.batch.assemble(rows, batch["extras"])
+        if "mismatched" in observes:
+            mismatched = self.completions(model, batch["mismatched"])
+            container = Labelled(completions=rows, desirable=container.desirable, mismatched=mismatched)
+        return self.objective.observe(container)
+
+    def counts(self, batch: MicroBatch) -> Mapping[str, int]:
+        """The units of the micro-batch, before any scoring."""
+        rows = Completions.unscored(lengths_of(batch["completion_mask"]))
+        return self.objective.counts(self.objective.needs.batch.assemble(rows, batch["extras"]))
+
+    @torch.no_grad()
+    def gap(self, model: nn.Module, batch: MicroBatch) -> float:
+        """The largest difference between policy and reference, in nats per token."""
+        return (score(model, batch, _layout(batch))["logps"] - batch["ref_logps"]).abs().max().item()
+
+    @torch.no_grad()
+    def _reference_logits(self, model: nn.Module, batch: Mapping[str, Any], layout: Layout) -> Tensor:
+        with self.reference.activated(getattr(model, "module", model)) as reference:
+            return logits_of(reference, batch, layout)
+
+
+def _layout(rows: Mapping[str, Tensor]) -> Layout:
+    return Layout.of(rows["input_ids"], rows["completion_mask"])

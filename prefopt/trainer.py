@@ -1,0 +1,440 @@
+"""The one trainer: data, scoring, an objective, and transformers' training loop."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+
+from prefopt import __version__
+from prefopt.arguments import training_arguments
+from prefopt.catalogue import Algorithm, get_algorithm
+from prefopt.console import say
+from prefopt.data import DataSettings, StepSampler, TokenizedDataset, prepare_dataset
+from prefopt.errors import UsageError
+from prefopt.metrics import Means
+from prefopt.models import ModelSettings, Reference, load_policy, load_tokenizer, make_reference, save_policy
+from prefopt.models.adapters import is_adapter_model
+from prefopt.objective import Objective, State
+from prefopt.reduction import global_counts, step_loss
+from prefopt.rollouts import GenerationSettings, RolloutLoader, TransformersGenerator, make_reward
+from prefopt.steps import StepScorer
+
+STATE_FILE = "objective_state.safetensors"
+RUN_FILE = "prefopt.json"
+# Nats per token by which policy and reference may differ at the start; equal weights give 0 on one machine.
+START_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Step:
+    """What *prepare* found out about an optimizer step before any of its losses is computed.
+
+    Attributes:
+        denominators: counts over all micro-batches and ranks, by unit.
+        state: the objective's state for this step.
+    """
+
+    denominators: Mapping[str, float]
+    state: State
+
+
+class Trainer(transformers.Trainer):
+    """Train a policy with any algorithm, swapped by one word.
+
+    Args:
+        model: path, hub id, or a loaded transformers or peft model. One that brings an adapter trains it further.
+        algorithm: a name, or what `get_algorithm` returns.
+        train_dataset: path, hub id, ``datasets.Dataset`` or list of dicts; converted to what the algorithm takes.
+        eval_dataset: the same, for `evaluate`.
+        adapter: None (all weights), ``"lora"``, ``"qlora"`` or a ``peft.LoraConfig``.
+        reference: None for the policy as it arrived; else a path, hub id or model. Only for algorithms that need one.
+        reward: for online algorithms: a function ``f(prompts, completions, **columns) -> list[float]``,
+            ``"FILE.py:NAME"``, or a list of these, each alone or as a pair with its weight.
+        processing_class: the tokenizer; by default the model's own.
+        data: fields of `DataSettings`.
+        generation: fields of `GenerationSettings`, for online algorithms.
+        args: a dict merged over the algorithm's recipe, or a ``TrainingArguments`` taken as it is.
+            ``per_device_train_batch_size`` counts examples of the algorithm's kind (pairs, labelled rows,
+            demonstrations, or prompts when online).
+        callbacks: of transformers.
+        lora: fields of ``peft.LoraConfig`` over prefopt's defaults.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UsageError, DataError, ModelError: what cannot work, in one line with the remedy, before anything is trained.
+
+    Of ``transformers.Trainer`` it overrides `get_train_dataloader` and `get_eval_dataloader` (batches that are the
+    same on any number of processes, or sampled on demand), `get_batch_samples` (where *prepare* sees all
+    micro-batches of a step), `compute_loss`, `evaluation_loop` (sums and counts, not means of batch means), `log`
+    (adds the metrics), `train` (restores the objective's state) and `_save` (adapters without reference copies, JSON
+    instead of a pickle).
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        algorithm: str | Algorithm,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        adapter: Any = None,
+        reference: Any = None,
+        reward: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data: Mapping[str, Any] | DataSettings | None = None,
+        generation: Mapping[str, Any] | GenerationSettings | None = None,
+        args: Mapping[str, Any] | TrainingArguments | None = None,
+        callbacks: Any = (),
+        lora: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.algorithm = get_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
+        self.objective: Objective = self.algorithm.objective
+        self._check_assembly(reference, reward, generation)
+        settings = ModelSettings(adapter=adapter, lora=dict(lora or {}), trust_remote_code=trust_remote_code)
+        arrived_with_adapter = _brings_adapter(model)
+        args = training_arguments(
+            args,
+            self.algorithm.recipe.arguments(
+                trains_adapter=adapter is not None or arrived_with_adapter, quantized=settings.quantize
+            ),
+            algorithm=self.algorithm.name,
+        )
+        set_seed(args.seed)
+        policy = load_policy(model, settings)
+        tokenizer = processing_class or load_tokenizer(model, trust_remote_code=trust_remote_code)
+        self.data_settings = DataSettings.of(data)
+        self._mismatched = "mismatched" in self.objective.needs.observes
+        self._pad_token_id = tokenizer.pad_token_id
+        self.reference: Reference | None = None
+        if self.objective.needs.reference:
+            self.reference = make_reference(
+                policy, reference, arrived_with_adapter=arrived_with_adapter, settings=settings
+            )
+            say(f"{self.algorithm.name}: the reference is {self.reference.description}.")
+        self.scorer = StepScorer(self.objective, self.reference)
+        self._check_start = self.reference is not None and reference is None
+        if self.algorithm.online:
+            self.generation = GenerationSettings.of(generation)
+            self.reward = make_reward(reward)
+            self.generator = TransformersGenerator(tokenizer)
+        self.objective_state: State = self.objective.init_state()
+        self._pending_state: State = self.objective_state
+        self._means = Means()
+        super().__init__(
+            model=policy,
+            args=args,
+            train_dataset=self._prepare_data(train_dataset, policy, tokenizer, args, "train"),
+            eval_dataset=self._prepare_data(eval_dataset, policy, tokenizer, args, "eval"),
+            processing_class=tokenizer,
+            data_collator=_identity,
+            callbacks=[_Commit(self), *callbacks],
+        )
+        # Every share of a step's loss is divided by global denominators already.
+        self.loss_is_scaled_for_ga = True
+        self._check_batches()
+
+    # ---- assembly ----------------------------------------------------------------------------------------------
+
+    def _check_assembly(self, reference: Any, reward: Any, generation: Any) -> None:
+        name, needs = self.algorithm.name, self.objective.needs
+        if reference is not None and not needs.reference:
+            raise UsageError(f"{name} uses no reference model: leave reference= out.")
+        if self.algorithm.online and reward is None:
+            raise UsageError(f"{name} needs a reward: pass reward=, a function (or --reward FILE.py:NAME).")
+        if not self.algorithm.online and (reward is not None or generation is not None):
+            which = "reward" if reward is not None else "generation"
+            raise UsageError(f"{name} trains on a dataset and samples nothing: leave {which}= out.")
+
+    def _prepare_data(
+        self, source: Any, policy: nn.Module, tokenizer: Any, args: TrainingArguments, which: str
+    ) -> TokenizedDataset | None:
+        if source is None or isinstance(source, TokenizedDataset):
+            return source
+        dataset = prepare_dataset(
+            source,
+            self.algorithm.data_kind,
+            tokenizer,
+            self.data_settings,
+            context=getattr(policy.config, "max_position_embeddings", None),
+            mismatched=self._mismatched,
+            seed=args.seed,
+        )
+        for line in [*dataset.notes, *dataset.audit.lines()]:
+            say(f"{which} data: {line}")
+        return dataset
+
+    def _check_batches(self) -> None:
+        """Refuse what would degenerate in silence."""
+        args, name = self.args, self.algorithm.name
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if self._mismatched and rows < 2:
+            raise UsageError(
+                f"{name} estimates its reference point from other examples of the step, and a step of 1 example has "
+                "none: set per_device_train_batch_size or gradient_accumulation_steps to 2 or more."
+            )
+        if self.objective.needs.coupled:
+            if args.per_device_train_batch_size < 2:
+                raise UsageError(f"{name} compares examples of a batch: per_device_train_batch_size must be 2 or more.")
+            if args.gradient_accumulation_steps > 1:
+                raise UsageError(
+                    f"{name} couples the examples of a batch, so accumulation would change the loss: set "
+                    "gradient_accumulation_steps=1 and a larger per_device_train_batch_size."
+                )
+
+    @property
+    def policy(self) -> nn.Module:
+        """The model that is trained, without the wrappers of parallel training."""
+        return self.accelerator.unwrap_model(self.model)
+
+    # ---- batches -----------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        """Batches in an order that depends on the seed and the epoch, not on the number of processes."""
+        if self.train_dataset is None:
+            raise UsageError("training needs a dataset: pass train_dataset=.")
+        return self._loader(self.train_dataset, self._train_batch_size, shuffle=True)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Batches in the order of the dataset; an online run samples them with a fixed seed."""
+        dataset = self._eval_dataset(eval_dataset)
+        return self._loader(dataset, self.args.eval_batch_size, shuffle=False)
+
+    def _eval_dataset(self, eval_dataset: Any) -> TokenizedDataset:
+        if isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict):
+            return self.eval_dataset[eval_dataset]
+        if eval_dataset is not None:
+            return self._prepare_data(eval_dataset, self.model, self.processing_class, self.args, "eval")
+        if self.eval_dataset is None:
+            raise UsageError("evaluation needs a dataset: pass eval_dataset=.")
+        return self.eval_dataset
+
+    def _loader(self, dataset: TokenizedDataset, batch_size: int, *, shuffle: bool) -> Any:
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler = StepSampler(
+            len(dataset),
+            batch_size,
+            world=args.world_size,
+            rank=args.process_index,
+            seed=seed,
+            shuffle=shuffle,
+            stratify=dataset.stratify if shuffle else None,
+            min_rows=2 if self._mismatched or self.objective.needs.coupled else 1,
+        )
+        workers = 0 if self.algorithm.online else args.dataloader_num_workers
+        loader = _StepLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=_identity if self.algorithm.online else dataset.collate,
+            num_workers=workers,
+            pin_memory=args.dataloader_pin_memory and not self.algorithm.online and torch.cuda.is_available(),
+            persistent_workers=workers > 0 and args.dataloader_persistent_workers,
+        )
+        if not self.algorithm.online:
+            return loader
+        return RolloutLoader(
+            loader,
+            model=lambda: self.policy,
+            generator=self.generator,
+            settings=self.generation,
+            reward=self.reward,
+            selection=self.algorithm.selection,
+            pad_token_id=self._pad_token_id,
+            record=self._means.add,
+            seed=None if shuffle else seed,
+        )
+
+    # ---- a step: prepare, then losses --------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Step | None]:
+        """Take the micro-batches of a step and prepare it: reference, observations, denominators."""
+        batches = []
+        for _ in range(num_batches):
+            try:
+                batches.append(self._prepare_inputs(next(epoch_iterator)))
+            except StopIteration:
+                break
+        if not batches:
+            return batches, None
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for batch in batches:
+                self.scorer.score_reference(self.policy, batch)
+            if self._check_start:
+                self._check_margin_at_start(batches[0])
+            observed = self._gather([self.scorer.observe(self.policy, batch) for batch in batches])
+        state = self.objective.prepare(self.objective_state, observed)
+        self._pending_state = {key: state[key] for key in self.objective_state}
+        return batches, Step(self._denominators(batches), state)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Step | None = None,
+    ) -> Tensor:
+        """This micro-batch's share of the loss of its step."""
+        loss = self.objective(self.scorer.container(model, inputs), num_items_in_batch.state)
+        self._means.add(loss.metrics)
+        return step_loss(loss, num_items_in_batch.denominators, self.accelerator.num_processes)
+
+    def _gather(self, observed: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Concatenate observations over micro-batches and ranks, on this rank's device."""
+        own = {key: torch.cat([part[key] for part in observed]) for key in observed[0]}
+        if not own or self.args.world_size == 1:
+            return own
+        everyone = gather_object([{key: value.cpu() for key, value in own.items()}])
+        return {key: torch.cat([part[key] for part in everyone]).to(self.args.device) for key in own}
+
+    def _denominators(self, batches: list[Mapping[str, Any]]) -> dict[str, float]:
+        counts = [self.scorer.counts(batch) for batch in batches]
+        return global_counts(counts, self.accelerator.gather, self.args.device)
+
+    def _check_margin_at_start(self, batch: dict[str, Any]) -> None:
+        """Policy and reference are the same model at step 0 unless another reference was asked for."""
+        self._check_start = False
+        gap = self.scorer.gap(self.model, batch)
+        if not gap <= START_TOLERANCE:
+            raise UsageError(
+                f"at step 0 the policy differs from its reference by up to {gap:.3g} nats per token, although no "
+                "reference was given: the adapter does not start at zero (init_lora_weights), or the model draws "
+                "random numbers (dropout). Pass reference= if that is meant."
+            )
+
+    # ---- evaluation and logging --------------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Loss and metrics of a dataset, taken as one step: they do not depend on the batch size."""
+        self.model.eval()
+        kept, self._means = self._means, Means()
+        sums: dict[str, tuple[Tensor, str, float]] = {}
+        counts = []
+        with torch.no_grad(), self.accelerator.autocast():
+            batches = [batch for batch in dataloader] if self.algorithm.online else dataloader
+            state = self._evaluation_state(batches)
+            for batch in batches:
+                batch = self._prepare_inputs(batch)
+                self.scorer.score_reference(self.policy, batch)
+                loss = self.objective(self.scorer.container(self.model, batch), state)
+                self._means.add(loss.metrics)
+                counts.append(loss.counts)
+                for name, term in loss.terms.items():
+                    before = sums[name][0] if name in sums else 0.0
+                    sums[name] = (before + term.values.double().sum(), term.per, term.weight)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        denominators = global_counts(counts, self.accelerator.gather, self.args.device)
+        own = torch.stack([w * total / max(denominators[per], 1) for total, per, w in sums.values()]).sum()
+        value = self.accelerator.gather(own.reshape(1)).sum().item()
+        metrics = {"loss": value, **self._means.drain(self.accelerator.gather, self.args.device)}
+        self._means = kept
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            num_samples=len(dataloader.dataset),
+        )
+
+    def _evaluation_state(self, batches: Any) -> State:
+        """The state for a whole dataset: what is remembered stays as it is, what belongs to a step spans all of it."""
+        observed = []
+        if self.objective.needs.observes:
+            for batch in batches:
+                batch = self._prepare_inputs(batch)
+                self.scorer.score_reference(self.policy, batch)
+                observed.append(self.scorer.observe(self.policy, batch))
+        gathered = self._gather(observed) if observed else {}
+        return self.objective.prepare(self.objective_state, gathered, frozen=True)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics since the last time to the log of a training step."""
+        if "loss" in logs:
+            logs |= self._means.drain(self.accelerator.gather, self.args.device)
+        super().log(logs, start_time)
+
+    # ---- saving and resuming -----------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
+        """Train; ``resume_from_checkpoint`` is a folder, or True for the newest one in the output folder."""
+        if resume_from_checkpoint is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+            if folder is None:
+                raise UsageError(f"there is no checkpoint to resume from in {self.args.output_dir}.")
+            resume_from_checkpoint = folder
+        if resume_from_checkpoint:
+            path = Path(resume_from_checkpoint) / STATE_FILE
+            if path.is_file():
+                self.objective_state = load_file(path, device=str(self.args.device))
+            self._check_start = False
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **options)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if not self.args.should_save:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        save_policy(self.policy, folder, state_dict=state_dict)
+        self.processing_class.save_pretrained(folder)
+        if self.objective_state:
+            save_file({key: value.contiguous() for key, value in self.objective_state.items()}, folder / STATE_FILE)
+        (folder / RUN_FILE).write_text(json.dumps(self._record(), indent=2, default=str) + "\n")
+
+    def _record(self) -> dict[str, Any]:
+        """What one needs to know about a saved model later."""
+        return {
+            "prefopt": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "algorithm": self.algorithm.name,
+            "hyperparameters": self.algorithm.hyperparameters,
+            "data": self.train_dataset.audit.lines() if self.train_dataset is not None else [],
+            "step": self.state.global_step,
+            "arguments": self.args.to_dict(),
+        }
+
+
+class _Commit(TrainerCallback):
+    """Makes the state that a step prepared the remembered one, once its optimizer step is done."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.trainer.objective_state = self.trainer._pending_state
+
+
+class _StepLoader(DataLoader):
+    """A data loader whose batch sampler reshuffles every epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
+def _identity(examples: list) -> list:
+    return examples
+
+
+def _brings_adapter(model: Any) -> bool:
+    if isinstance(model, (str, Path)):
+        return (Path(model) / "adapter_config.json").is_file()
+    return is_adapter_model(model)
