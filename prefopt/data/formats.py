@@ -135,7 +135,9 @@ def _closest(first: Mapping[str, Any], kind: str | None) -> Format:
 
     def distance(each: Format) -> tuple[int, int]:
         unmet = len(_unmet(each, first))
-        return unmet, unmet - len(each.needs)
+        met = len(each.needs) - unmet
+        # One common column does not make anyone mean a rare layout.
+        return unmet + (2 if each in JUDGED and met < 2 else 0), -met
 
     return min((each for each in FORMATS.values() if each.auto and kind in (None, each.kind)), key=distance)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.data.examples import Text
-from prefopt.data.messages import Drop, trains
+from prefopt.data.messages import Drop, as_messages, trains
 from prefopt.data.settings import DataSettings
 from prefopt.errors import DataError, UsageError, did_you_mean
 
-PLAIN_NOTE = "the tokenizer has no chat template: turns are written as plain text ('User:' and 'Assistant:' on lines of their own)"
+PLAIN_NOTE = "the tokenizer has no chat template: turns are written as plain text, under lines 'User:' and 'Assistant:'"
 _NAMES = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System", "tool": "Tool"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -92,8 +92,9 @@ class Renderer:
             Drop: the template refuses the turns, or renders earlier ones differently once later ones follow, so that
                 the model would be trained on a text that it never generates from.
         """
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) and isinstance(completion, str):
             return prompt, [Segment(completion, counts=True, ends=True)]
+        prompt, completion = as_messages(prompt, "user"), as_messages(completion, "assistant")
         start = self.render(prompt, open_turn=True, tools=tools)
         if not self.has_template:
             # The first part is the header of the turn that the prompt has opened.

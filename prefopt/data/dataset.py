@@ -1,0 +1,207 @@
+"""The whole way from a source of rows to a dataset of tokens."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from prefopt.data.audit import Audit
+from prefopt.data.collate import collate
+from prefopt.data.convert import convert
+from prefopt.data.encode import Encoder
+from prefopt.data.examples import KINDS, Example
+from prefopt.data.formats import to_examples
+from prefopt.data.read import describe, has_splits, load_rows
+from prefopt.data.settings import DataSettings
+from prefopt.data.template import PLAIN_NOTE
+from prefopt.data.tokenise import TokenizedExample, tokenise
+from prefopt.errors import DataError, UsageError, did_you_mean
+
+DEFAULT_LENGTH = 2048
+
+
+class TokenizedDataset(Dataset):
+    """Tokenised examples of one kind; a map-style torch dataset.
+
+    Args:
+        kind: pairs, labelled, demonstrations or prompts.
+        examples: at least one.
+        max_length: the limit in tokens that they respect.
+        pad_token_id: for `collate`.
+        audit: what became of the rows.
+        mismatch_seed: where given, every labelled example comes with a completion of another prompt (KTO). The partner
+            is the next row with another prompt in a seeded order of the whole dataset, the same in every epoch, so it
+            depends on neither micro-batch nor rank.
+        notes: lines to show to the user.
+        stop_ids: token ids at which a completion ends.
+
+    Raises:
+        DataError: partners are wanted, and all examples share one prompt.
+        UsageError: partners are wanted for another kind than labelled.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        examples: Sequence[TokenizedExample],
+        max_length: int,
+        pad_token_id: int,
+        audit: Audit,
+        mismatch_seed: int | None = None,
+        notes: Sequence[str] = (),
+        stop_ids: Sequence[int] = (),
+    ) -> None:
+        self.kind = kind
+        self.examples = list(examples)
+        self.max_length = max_length
+        self.pad_token_id = pad_token_id
+        self.audit = audit
+        self.notes = list(notes)
+        self.stop_ids = tuple(stop_ids)
+        self.partners: np.ndarray | None = None
+        if mismatch_seed is not None:
+            if kind != "labelled":
+                raise UsageError(f"mismatched completions exist for labelled rows, not for {kind}.")
+            self.partners = draw_partners([example.prompt.tobytes() for example in self.examples], mismatch_seed)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> TokenizedExample:
+        example = self.examples[index]
+        if self.partners is None:
+            return example
+        partner = self.examples[self.partners[index]]
+        room = self.max_length - len(example.prompt)
+        return replace(example, mismatched=(partner.completions[0][:room], partner.mask(0)[:room]))
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """``desirable`` of every row as bools, for `StepSampler(stratify=…)`; None for other kinds."""
+        if self.kind != "labelled":
+            return None
+        return np.asarray([example.labels["desirable"] for example in self.examples], dtype=bool)
+
+    def collate(self, examples: Sequence[TokenizedExample]) -> dict[str, Any]:
+        """`collate` with this dataset's padding."""
+        return collate(examples, pad_token_id=self.pad_token_id)
+
+
+def draw_partners(prompts: Sequence[Any], seed: int) -> np.ndarray:
+    """For each row the next row with another prompt, in a random cyclic order; int64, one per row.
+
+    Raises:
+        DataError: all rows share one prompt.
+    """
+    if len(set(prompts)) < 2:
+        raise DataError(
+            "all rows share one prompt, so no completion can be scored after another one; add other prompts."
+        )
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    partners = np.empty(len(prompts), dtype=np.int64)
+    # Backwards, twice round: a neighbour with my prompt has already found the partner that is mine too.
+    following = None
+    for place in reversed(range(2 * len(order))):
+        row, after = order[place % len(order)], order[(place + 1) % len(order)]
+        following = after if prompts[after] != prompts[row] else following
+        partners[row] = -1 if following is None else following
+    return partners
+
+
+def prepare_dataset(
+    source: Any,
+    kind: str,
+    tokenizer: Any,
+    settings: DataSettings | dict | None = None,
+    *,
+    context: int | None = None,
+    mismatched: bool = False,
+    seed: int | None = None,
+) -> TokenizedDataset:
+    """Load, understand, convert, tokenise and audit a dataset.
+
+    Args:
+        source: whatever `load_rows` reads.
+        kind: pairs, labelled, demonstrations or prompts.
+        tokenizer: a `PreTrainedTokenizerBase`.
+        settings: how; a mapping of field names will do.
+        context: the model's context in tokens, if known.
+        mismatched: give every labelled row a completion of another prompt (KTO).
+        seed: of those partners; default ``settings.seed``.
+
+    Raises:
+        DataError: a source that cannot be read, understood or converted, or that loses too many rows.
+        UsageError: settings that cannot work with this model.
+    """
+    settings = DataSettings.of(settings)
+    if kind not in KINDS:
+        raise UsageError(f"there is no data kind {kind!r}.{did_you_mean(kind, KINDS)} It is one of {', '.join(KINDS)}.")
+    max_length = _limit(settings, tokenizer, context)
+    encoder = Encoder(tokenizer, settings)
+    rows = load_rows(source, settings.split)
+    name = describe(source)
+    try:
+        reading = to_examples(rows, settings, kind)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    examples, converted = convert(reading.examples, kind)
+    made = tokenise(examples, tokenizer, settings, max_length)
+    dropped = Counter(reading.dropped) + made.dropped
+    read = len(examples) + sum(reading.dropped.values())
+    audit = Audit(kind, read, len(made.examples), made.cut, dropped, max_length, made.lengths)
+    try:
+        audit.check(settings.max_dropped)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    notes = [f"{Path(name).name if isinstance(source, (str, Path)) else name} read as {reading.format.name}"]
+    notes += [converted] if converted else []
+    notes += _notes(source, settings, tokenizer, examples)
+    return TokenizedDataset(
+        kind,
+        made.examples,
+        max_length,
+        _pad_id(tokenizer),
+        audit,
+        (settings.seed if seed is None else seed) if mismatched else None,
+        notes,
+        encoder.stop_ids(),
+    )
+
+
+def _limit(settings: DataSettings, tokenizer: Any, context: int | None) -> int:
+    # A tokenizer without a known limit claims 10^30.
+    claimed = getattr(tokenizer, "model_max_length", None)
+    context = context or (claimed if claimed and claimed < 10**7 else None)
+    if settings.max_length is None:
+        return min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
+    if context is not None and settings.max_length > context:
+        raise UsageError(
+            f"data: max_length={settings.max_length} is more than the model's context of {context} tokens; lower it."
+        )
+    return settings.max_length
+
+
+def _pad_id(tokenizer: Any) -> int:
+    # Which id pads is of no consequence, because masks decide; EOS is in every vocabulary.
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def _notes(source: Any, settings: DataSettings, tokenizer: Any, examples: Sequence[Example]) -> list[str]:
+    notes = []
+    if settings.split != "train" and not has_splits(source):
+        notes.append(
+            f"split {settings.split!r} chooses nothing here: {describe(source)} has no splits, all rows are used"
+        )
+    chat = sum(not isinstance(example.prompt, str) for example in examples)
+    if chat and not tokenizer.chat_template:
+        notes.append(PLAIN_NOTE)
+    if tokenizer.chat_template and chat < len(examples):
+        notes.append(
+            "prompts that are plain text are used as they are, without the chat template; rename the column to "
+            "'instruction' (data.columns) to make user turns of them"
+        )
+    return notes

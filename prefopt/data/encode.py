@@ -1,0 +1,175 @@
+"""Prompt and completion as token ids: every seam where a token could be doubled, lost or merged is here."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prefopt.data.examples import Text
+from prefopt.data.messages import Drop, as_messages, trains
+from prefopt.data.settings import DataSettings
+from prefopt.data.template import Renderer, Segment
+from prefopt.errors import UsageError
+
+# Tokenizers of the SentencePiece family put a space before whatever they are given, so that a completion tokenised
+# alone would begin with a space that the text does not have. Behind an anchor it does not; the anchor is cut off.
+_ANCHORS = ("\n", "a", ".", ":")
+
+
+class Encoded(NamedTuple):
+    """Token ids of a completion and which of them count."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+
+
+class Encoder:
+    """Encodes prompts and completions for one tokenizer.
+
+    Attributes:
+        renderer: the chat template, or the plain text in its place.
+
+    Raises:
+        UsageError: the tokenizer has no EOS token.
+    """
+
+    def __init__(self, tokenizer: Any, settings: DataSettings) -> None:
+        self.tokenizer = tokenizer
+        self.renderer = Renderer(tokenizer, settings)
+        if tokenizer.eos_token_id is None:
+            raise UsageError("the tokenizer has no EOS token, so no completion could end; set tokenizer.eos_token.")
+        self.eos = tokenizer.eos_token_id
+        bos = tokenizer.bos_token_id
+        self._bos = [bos] if bos is not None and list(tokenizer("a").input_ids)[:1] == [bos] else []
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+
+    def prompt(self, prompt: Text, tools: Any = None) -> np.ndarray:
+        """Ids of a prompt, the same for training and for generation, with BOS once where the tokenizer sets one.
+
+        Raises:
+            Drop: the chat template refuses the messages, or nothing is left to condition on.
+        """
+        text = prompt if isinstance(prompt, str) else self.renderer.render(prompt, open_turn=True, tools=_tools(tools))
+        return self._prompt(self._encode([text])[0], prompt)
+
+    def completion(self, prompt: Text, completion: Text, tools: Any = None) -> tuple[np.ndarray, Encoded]:
+        """Ids of a prompt and of one completion after it, which ends in EOS or the template's end-of-turn token.
+
+        The prompt's ids are those of the prompt alone. Where the tokenizer would merge its last token with the first
+        of the completion, the two are tokenised apart, because generation starts from the prompt alone.
+
+        Raises:
+            Drop: the template refuses or rewrites the turns, or there is no prompt.
+        """
+        start, segments = self.renderer.segments(prompt, completion, _tools(tools))
+        head, parts = self._seams(start, segments)
+        templated = self.renderer.has_template and not isinstance(prompt, str)
+        ids: list[int] = []
+        mask: list[bool] = []
+        while segments and not segments[-1].counts:
+            segments, parts = segments[:-1], parts[:-1]
+        for number, (segment, part) in enumerate(zip(segments, parts, strict=True)):
+            last = number == len(segments) - 1
+            kept, ended = self._close(part, templated) if segment.ends else (len(part), True)
+            ids += part[:kept] if last else part
+            mask += [segment.counts] * kept + ([] if last else [False] * (len(part) - kept))
+            if last and not ended:
+                ids.append(self.eos)
+                mask.append(segment.counts)
+        return self._prompt(head, prompt), _encoded(ids, mask)
+
+    def demonstration(self, prompt: Text, completion: Text, tools: Any = None) -> tuple[np.ndarray, Encoded]:
+        """Like `completion`; a template that marks what the assistant writes (``{% generation %}``) is believed."""
+        chat = isinstance(completion, list) and self.renderer.has_template and self.renderer.marks_generation
+        if not chat or any(not trains(turn) for turn in completion if turn["role"] == "assistant"):
+            return self.completion(prompt, completion, tools)
+        head = self.prompt(prompt, tools)
+        messages = [*as_messages(prompt, "user"), *completion]
+        ids, mask = self.renderer.assistant_tokens(messages, _tools(tools))
+        if ids[: len(head)] != head.tolist():
+            raise Drop("whose earlier turns the chat template rewrites")
+        return head, self._marked(ids[len(head) :], [bool(counts) for counts in mask[len(head) :]])
+
+    def stop_ids(self) -> list[int]:
+        """Ids at which a completion ends: EOS, and the end-of-turn token of the chat template."""
+        stops = [self.eos]
+        if self.renderer.has_template:
+            turns = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+            try:
+                _, (ids, _) = self.completion(*turns)
+            except Drop:
+                return stops
+            stops += [int(ids[-1])] if ids[-1] != self.eos else []
+        return stops
+
+    def _marked(self, ids: list[int], mask: list[bool]) -> Encoded:
+        for place in range(1, len(ids)):
+            # Some templates leave the end-of-turn token outside of the block; it must be learnt all the same.
+            mask[place] = mask[place] or (mask[place - 1] and self._ends(ids, place, mask))
+        if not any(mask):
+            raise Drop("in which the chat template marks nothing as generated")
+        while not mask[-1]:
+            ids, mask = ids[:-1], mask[:-1]
+        kept, ended = self._close(ids, templated=True)
+        ids, mask = ids[:kept], mask[:kept]
+        return _encoded(ids, mask) if ended else _encoded([*ids, self.eos], [*mask, True])
+
+    def _ends(self, ids: list[int], place: int, mask: list[bool]) -> bool:
+        return ids[place] in self._special and ids[place - 1] not in self._special and not mask[place]
+
+    def _prompt(self, ids: list[int], prompt: Text) -> np.ndarray:
+        # A chat template writes BOS itself, or means that there is none.
+        if not (self.renderer.has_template and not isinstance(prompt, str)) and ids[: len(self._bos)] != self._bos:
+            ids = [*self._bos, *ids]
+        if not ids:
+            raise Drop("with an empty prompt")
+        return np.asarray(ids, dtype=np.int32)
+
+    def _seams(self, start: str, segments: Sequence[Segment]) -> tuple[list[int], list[list[int]]]:
+        """Ids of the prompt and of each segment: cut out of the whole where tokens respect the seams, else apart."""
+        texts = [start]
+        for segment in segments:
+            texts.append(texts[-1] + segment.text)
+        encoded = self._encode(texts)
+        whole = encoded[-1]
+        if all(whole[: len(part)] == part for part in encoded):
+            places = [len(part) for part in encoded]
+            return encoded[0], [whole[a:b] for a, b in itertools.pairwise(places)]
+        return encoded[0], [self._apart(segment.text) for segment in segments]
+
+    def _apart(self, text: str) -> list[int]:
+        """Ids of a text that follows another one, without the space that the tokenizer would put before it."""
+        for anchor in _ANCHORS:
+            alone, joined = self._encode([anchor, anchor + text])
+            if joined[: len(alone)] == alone:
+                return joined[len(alone) :]
+        return self._encode([text])[0]
+
+    def _close(self, ids: list[int], templated: bool) -> tuple[int, bool]:
+        """How many ids reach up to the end-of-turn token, and whether there is one."""
+        kept = len(ids)
+        while kept and ids[kept - 1] not in self._special and not self.tokenizer.decode([ids[kept - 1]]).strip():
+            kept -= 1
+        if kept and (ids[kept - 1] == self.eos or (templated and ids[kept - 1] in self._special)):
+            return kept, True
+        return len(ids), False
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _encoded(ids: list[int], mask: list[bool]) -> Encoded:
+    return Encoded(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=bool))
+
+
+def _tools(tools: Any) -> Any:
+    """Tool schemas from a column, which may hold them as JSON."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise Drop("whose 'tools' are not JSON") from error
+    return tools or None
