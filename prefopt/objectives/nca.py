@@ -1,0 +1,93 @@
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from prefopt.batches import Ranked
+from prefopt.objective import About, Needs, Objective, State, Term, masked_logsumexp, parameter
+from prefopt.registry import register
+
+_TITLE = "Noise Contrastive Alignment of Language Models with Explicit Rewards"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SoftTargets(Objective[Ranked]):
+    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0)
+    alpha: float = parameter(1e-4, "α, temperature of the rewards that make the targets", above=0)
+
+    def targets(self, batch: Ranked) -> Float[Tensor, " n"]:
+        """t = softmax(reward/α) within each group."""
+        # The best of the group is subtracted before the division: reward/α may be too large to keep the differences.
+        top = torch.where(batch.same, batch.scores, -torch.inf).amax(dim=1).detach()
+        logits = (batch.scores - top) / self.alpha
+        return (logits - masked_logsumexp(logits, batch.same)).exp()
+
+
+@register("infonca")
+@dataclass(frozen=True, kw_only=True)
+class InfoNCA(_SoftTargets):
+    """InfoNCA (Chen et al. 2024, arXiv 2402.05369).
+
+    .. math:: L = −Σ_i t_i log softmax(r)_i,   r_i = β s(y_i),   t = softmax(reward/α),   s(y) = log π(y) − log π_ref(y)
+
+    over the K scored completions of a prompt. s is a sum over completion tokens, in nats; the loss is a mean over
+    prompts. At π = π_ref it is log K. Adding a constant to every s of a prompt changes nothing. As α → 0 with K = 2
+    it becomes DPO.
+
+    Paper: β = 0.01, learning rate 5e-6, batch 32. α = 1e-4 is what the authors' script uses with UltraFeedback's
+    scores, which makes the targets all but hard; the numbers of the equations could not be confirmed.
+
+    Where implementations differ: the authors' code adds 0.01 to the score of the first completion, the best one, before
+    the softmax. A comment in it calls the divisor the reciprocal of α; the arithmetic divides by it, as here.
+    """
+
+    about = About(
+        title=_TITLE,
+        year=2024,
+        arxiv="2402.05369",
+        formula="-Σ_i t_i log softmax(β s)_i, t = softmax(reward/α)",
+        use="Several scored answers per prompt, whose relative likelihoods should follow the scores.",
+    )
+    needs = Needs(batch=Ranked, reference=True, labels=("scores",))
+
+    def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
+        reward = self.reward(batch.completions)
+        log_softmax = reward - masked_logsumexp(reward, batch.same)
+        return {"ranking": Term(-self.targets(batch) * log_softmax, "group")}
+
+
+@register("nca")
+@dataclass(frozen=True, kw_only=True)
+class NCA(_SoftTargets):
+    """Noise Contrastive Alignment on K scored completions (Chen et al. 2024, arXiv 2402.05369).
+
+    .. math::
+        L = −Σ_i [t_i log σ(r_i) + (1/K) log σ(−r_i)],   r_i = β s(y_i),   t = softmax(reward/α)
+
+    with s(y) = log π(y) − log π_ref(y), a sum over completion tokens, in nats; the loss is a mean over prompts. It
+    looks at absolute rewards: the minimiser is r_i = log(K t_i), so the best completion is drawn to a finite
+    likelihood. At π = π_ref it is 2 log 2 for every K. `nca_pair` is its hard form for pairs, t = (1, 0).
+
+    Paper: β = 0.01, learning rate 5e-6, batch 32. α = 1e-4 is what the authors' script uses with UltraFeedback's
+    scores, which makes the targets all but hard; the numbers of the equations could not be confirmed.
+
+    Where implementations differ: the authors' code adds 0.01 to the score of the first completion, the best one, before
+    the softmax.
+    """
+
+    about = About(
+        title=_TITLE,
+        year=2024,
+        arxiv="2402.05369",
+        formula="-Σ_i [t_i log σ(β s_i) + log σ(-β s_i)/K], t = softmax(reward/α)",
+        use="Several scored answers per prompt, when the likelihood of the best one must not fall.",
+    )
+    needs = Needs(batch=Ranked, reference=True, labels=("scores",))
+
+    def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
+        reward = self.reward(batch.completions)
+        values = -self.targets(batch) * logsigmoid(reward) - logsigmoid(-reward) / batch.sizes
+        return {"ranking": Term(values, "group")}
