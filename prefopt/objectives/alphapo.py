@@ -11,6 +11,11 @@ from prefopt.objective import About, Needs, Objective, State, Term, parameter
 from prefopt.registry import register
 
 
+def _expm1(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """eˣ − 1. The gradient of `torch.expm1` is its result + 1, which has no digits left for a very negative x."""
+    return torch.where(x > -1, torch.expm1(x), torch.exp(x) - 1)
+
+
 @register("alphapo")
 @dataclass(frozen=True, kw_only=True)
 class AlphaPO(Objective[Pairs]):
@@ -53,7 +58,7 @@ class AlphaPO(Objective[Pairs]):
         if self.alpha == 0:
             return self.beta * completions.mean
         exponent = (-self.alpha * completions.mean).clamp(max=self.max_exponent)
-        return self.beta * -torch.expm1(exponent) / self.alpha
+        return self.beta * -_expm1(exponent) / self.alpha
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         margin = self.reward(batch.chosen) - self.reward(batch.rejected)

@@ -12,7 +12,18 @@ from prefopt.errors import UsageError
 from prefopt.objective import About, Needs, Objective, State, Term, parameter
 from prefopt.registry import register, register_preset
 
-_ALPHA = 0.5
+_DEFAULTS = {"alpha": 0.5, "max_exponent": 80.0}
+_READS = {"forward_kl": ("max_exponent",), "alpha": ("alpha", "max_exponent")}
+
+
+def _unread(divergence: str) -> dict[str, float]:
+    """The hyperparameters that a divergence does not read, at their defaults."""
+    return {name: value for name, value in _DEFAULTS.items() if name not in _READS.get(divergence, ())}
+
+
+def _expm1(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """eˣ − 1. The gradient of `torch.expm1` is its result + 1, which has no digits left for a very negative x."""
+    return torch.where(x > -1, torch.expm1(x), torch.exp(x) - 1)
 
 
 @register("fdpo")
@@ -58,13 +69,19 @@ class FDPO(Objective[Pairs]):
 
     beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
     divergence: str = parameter("js", "which f", choices=("reverse_kl", "forward_kl", "js", "alpha"))
-    alpha: float = parameter(_ALPHA, "α of the alpha divergence, in the paper's parametrisation", above=0, below=1)
-    max_exponent: float = parameter(80.0, "cut of the exponent of forward_kl and alpha", above=0, at_most=80)
+    alpha: float = parameter(
+        _DEFAULTS["alpha"], "α of the alpha divergence, in the paper's parametrisation", above=0, below=1
+    )
+    max_exponent: float = parameter(
+        _DEFAULTS["max_exponent"], "cut of the exponent of forward_kl and alpha", above=0, at_most=80
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.divergence != "alpha" and self.alpha != _ALPHA:
-            raise UsageError(f"fdpo: alpha={self.alpha!r} has no effect with divergence={self.divergence!r}; leave it.")
+        for name, default in _unread(self.divergence).items():
+            value = getattr(self, name)
+            if value != default:
+                raise UsageError(f"fdpo: {name}={value!r} has no effect with divergence={self.divergence!r}; leave it.")
 
     def _exponent(self, completions: Completions) -> Float[Tensor, " n"]:
         """The exponent that may overflow, before the cut."""
@@ -77,7 +94,7 @@ class FDPO(Objective[Pairs]):
         elif self.divergence == "js":
             score = math.log(2.0) + logsigmoid(completions.log_ratio)
         else:
-            score = -torch.expm1(self._exponent(completions).clamp(max=self.max_exponent))
+            score = -_expm1(self._exponent(completions).clamp(max=self.max_exponent))
             if self.divergence == "alpha":
                 score = score / self.alpha
         return self.beta * score
@@ -87,12 +104,12 @@ class FDPO(Objective[Pairs]):
 
     def metrics(self, batch: Pairs, state: State) -> dict[str, Tensor]:
         metrics = super().metrics(batch, state)
-        if self.divergence in ("forward_kl", "alpha"):
+        if "max_exponent" in _READS.get(self.divergence, ()):
             largest = torch.maximum(self._exponent(batch.chosen), self._exponent(batch.rejected))
             metrics["clamped"] = (largest > self.max_exponent).float()
         return metrics
 
 
-register_preset("js_dpo", "fdpo", divergence="js")
-register_preset("forward_kl_dpo", "fdpo", divergence="forward_kl")
+register_preset("js_dpo", "fdpo", divergence="js", **_unread("js"))
+register_preset("forward_kl_dpo", "fdpo", divergence="forward_kl", **_unread("forward_kl"))
 register_preset("alpha_div_dpo", "fdpo", divergence="alpha")

@@ -48,14 +48,13 @@ class LDDPO(Objective[Pairs]):
     def _ratio(self, completions: Completions, public: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log π̂ − log π̂_ref, where ``public`` is p."""
         tokens = completions.tokens
-        rank = tokens.mask.cumsum(dim=1)
-        weights = torch.where(rank <= public[:, None], 1.0, self.alpha).to(tokens.logps.dtype)
-        policy = tokens.sum(weights * tokens.logps)
+        within = tokens.mask.cumsum(dim=1) <= public[:, None]
+        policy = tokens.sum(torch.where(within, tokens.logps, self.alpha * tokens.logps))
         if not self.reweight_reference:
             return policy - completions.ref_logps
         if tokens.ref_logps is None:
             raise UsageError("ld_dpo needs per-token log-probabilities of the reference, or reweight_reference=False.")
-        return policy - tokens.sum(weights * tokens.ref_logps)
+        return policy - tokens.sum(torch.where(within, tokens.ref_logps, self.alpha * tokens.ref_logps))
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         public = torch.minimum(batch.chosen.tokens.mask.sum(dim=1), batch.rejected.tokens.mask.sum(dim=1))

@@ -40,8 +40,11 @@ class RDPOLength(Objective[Pairs]):
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """β · s(y) + α · len(y), the reward that the preferences are explained by."""
-        return self.beta * completions.log_ratio + self.alpha * completions.lengths
+        ratio = completions.log_ratio
+        # In the dtype of the log-ratio: a number times integers would be float32, whatever the rest is.
+        return self.beta * ratio + self.alpha * completions.lengths.to(ratio.dtype)
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
-        longer = batch.chosen.lengths - batch.rejected.lengths
-        return {"preference": Term(-logsigmoid(self.beta * batch.margin + self.alpha * longer))}
+        h = batch.margin
+        longer = (batch.chosen.lengths - batch.rejected.lengths).to(h.dtype)
+        return {"preference": Term(-logsigmoid(self.beta * h + self.alpha * longer))}
