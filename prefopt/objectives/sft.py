@@ -29,14 +29,15 @@ class SFT(Objective[Demonstrations]):
         formula="-log π(y)",
         use="Demonstrations of good answers; the start of most pipelines.",
     )
-    needs = Needs(batch=Demonstrations)
+    needs = Needs(batch=Demonstrations, lengths=True)
 
     average: str = parameter("token", "what the loss is averaged over", choices=("token", "sequence", "sum"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.average == "sequence":
-            object.__setattr__(self, "needs", Needs(batch=Demonstrations, lengths=True))
+        if self.average == "sum":
+            # The class declares what the averages over tokens need: without lengths they would divide by nothing.
+            object.__setattr__(self, "needs", Needs(batch=Demonstrations))
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """log π(y), the only score that a likelihood gives."""
