@@ -1,0 +1,284 @@
+"""Batches to try an objective on, drawn from any source of choices: Hypothesis, or a seeded generator.
+
+A batch is drawn as plain numbers (`Response`), so that the same draw can be built in float64, float32 or bfloat16,
+with more padding or less, with NaN in the padding or zeros.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from prefopt.batches import Batch, Completions, Demonstrations, Labelled, Pairs, Ranked, TokenLogps
+from prefopt.errors import UsageError
+from prefopt.objective import Needs
+
+T = TypeVar("T")
+
+REGIMES = ("ordinary", "reference", "equal", "extreme")
+"""``reference``: policy equals reference. ``equal``: both responses of a pair are the same. ``extreme``: log-probs of
+a response from −1e-8 to −1e4, so that margins reach 1e4. A fifth, ``certain``, has probabilities of exactly 1."""
+
+OPTIONAL_LABELS = ("preference", "chosen_score", "rejected_score")
+
+
+class Source(Protocol):
+    """Where the choices of a drawn batch come from."""
+
+    def integer(self, low: int, high: int) -> int:
+        """A whole number from low to high, both included."""
+
+    def number(self, low: float, high: float) -> float:
+        """A finite number from low to high."""
+
+    def choice(self, options: Sequence[T]) -> T:
+        """One of the options."""
+
+
+class Seeded:
+    """A source that always makes the same choices for the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def integer(self, low: int, high: int) -> int:
+        return self._random.randint(low, high)
+
+    def number(self, low: float, high: float) -> float:
+        return self._random.uniform(low, high)
+
+    def choice(self, options: Sequence[T]) -> T:
+        return self._random.choice(options)
+
+
+@dataclass(frozen=True)
+class Response:
+    """One completion as plain numbers, one tuple per field of `TokenLogps` with one entry per position.
+
+    ``mask`` may have holes. Where no per-token values are wanted there is a single position that holds the sum, and
+    ``length`` says how many tokens it stands for.
+    """
+
+    length: int
+    mask: tuple[bool, ...]
+    values: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """How a draw becomes tensors.
+
+    Attributes:
+        dtype: of all floating tensors.
+        padding: extra positions on the right of per-token values.
+        fill: what stands outside the mask.
+        from_tokens: build per-token values and sum them.
+        keep_tokens: leave the per-token values in the batch.
+    """
+
+    dtype: torch.dtype = torch.float64
+    padding: int = 0
+    fill: float = float("nan")
+    from_tokens: bool = False
+    keep_tokens: bool = True
+
+    def __call__(self, responses: Sequence[Response]) -> Completions:
+        if not self.from_tokens:
+            columns = {
+                name: torch.tensor([response.values[name][0] for response in responses], dtype=self.dtype)
+                for name in (responses[0].values if responses else ())
+            }
+            lengths = torch.tensor([response.length for response in responses])
+            return Completions(lengths=lengths, **columns)
+        width = max(len(response.mask) for response in responses) + self.padding
+        mask = torch.zeros(len(responses), width, dtype=torch.bool)
+        tokens = {
+            name: torch.full((len(responses), width), self.fill, dtype=self.dtype) for name in responses[0].values
+        }
+        for i, response in enumerate(responses):
+            mask[i, : len(response.mask)] = torch.tensor(response.mask)
+            for name, values in response.values.items():
+                tokens[name][i, : len(values)] = torch.tensor(values, dtype=self.dtype)
+                tokens[name][i].masked_fill_(~mask[i], self.fill)
+        completions = Completions.from_tokens(TokenLogps(mask=mask, **tokens))
+        return completions if self.keep_tokens else replace(completions, tokens=None)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A batch as plain numbers: groups of responses by field name, and the other columns."""
+
+    kind: type[Batch]
+    responses: Mapping[str, tuple[Response, ...]]
+    columns: Mapping[str, Any]
+    tokens: bool
+
+    def build(self, **options: Any) -> Batch:
+        """The batch in tensors; see `Build` for the options."""
+        options.setdefault("from_tokens", self.tokens)
+        build = Build(**options)
+        parts = {name: build(responses) for name, responses in self.responses.items()}
+        columns = {
+            name: torch.tensor(values, dtype=build.dtype) if _floating(values) else torch.tensor(values)
+            for name, values in self.columns.items()
+        }
+        return self.kind(**parts, **columns)
+
+
+def _floating(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, float) for value in values)
+
+
+def draw(
+    source: Source,
+    needs: Needs,
+    *,
+    regime: str | None = None,
+    rows: int | None = None,
+    tokens: bool | None = None,
+    longest: int = 400,
+) -> Draw:
+    """Draw a batch of the container that ``needs`` names, with what it needs in it.
+
+    Args:
+        source: makes the choices.
+        needs: of the objective.
+        regime: one of `REGIMES`; drawn where None.
+        rows: how many examples; drawn where None.
+        tokens: draw per-token values; where None, only if they are needed.
+        longest: longest completion, in tokens (per-token values stop at 12 unless the draw picks a long one).
+    """
+    regime = regime or source.choice(REGIMES)
+    rows = rows or source.integer(1, 4)
+    tokens = (needs.tokens or bool(needs.statistics)) if tokens is None else tokens
+    maker = _MAKERS.get(needs.batch.kind)
+    if maker is None:
+        raise UsageError(f"prefopt.verify cannot draw a batch of {needs.batch.kind}; add a maker with `draws`.")
+    drawing = _Drawing(source, needs, regime, tokens, longest)
+    responses, columns = maker(drawing, rows)
+    return Draw(needs.batch, responses, columns, tokens)
+
+
+def draws(kind: str) -> Callable[[Callable], Callable]:
+    """Register how batches of a container kind are drawn: ``(drawing, rows) -> (responses, columns)``."""
+
+    def decorate(maker: Callable) -> Callable:
+        _MAKERS[kind] = maker
+        return maker
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    source: Source
+    needs: Needs
+    regime: str
+    tokens: bool
+    longest: int
+
+    def length(self) -> int:
+        if not self.tokens:
+            return self.source.choice((1, 2, 3, 5, 17, self.longest))
+        if self.longest > 12 and self.source.integer(0, 12) == 12:
+            return min(self.longest, 40)
+        return self.source.integer(1, 4)
+
+    def response(self, length: int | None = None) -> Response:
+        length = length or self.length()
+        if not self.tokens:
+            total = self._logp(length)
+            values = {"logps": (total,)}
+            if self.needs.reference:
+                values["ref_logps"] = (total if self.regime == "reference" else self._near(total, length),)
+            return Response(length, (True,), values)
+        mask = self._mask(length)
+        # A long completion repeats a few values: long lists are slow to draw and to shrink.
+        logps = _repeat([self._logp(1) for _ in range(min(length, 6))], len(mask))
+        values = {"logps": logps}
+        if self.needs.reference:
+            same = self.regime == "reference"
+            values["ref_logps"] = tuple(x if same else self._near(x, 1) for x in logps[:6]) + logps[6:]
+        if "kl" in self.needs.statistics:
+            values["kl"] = _repeat([self.source.number(0.0, 3.0) for _ in range(2)], len(mask))
+        if "log_sum_p2" in self.needs.statistics:
+            values["log_sum_p2"] = _repeat([self.source.number(-6.0, -1e-3) for _ in range(2)], len(mask))
+        return Response(length, mask, values)
+
+    def _mask(self, length: int) -> tuple[bool, ...]:
+        hole = self.source.integer(0, 5) == 5
+        return (True, False, *(True,) * (length - 1)) if hole else (True,) * length
+
+    def _logp(self, tokens: int) -> float:
+        if self.regime == "certain":
+            return self.source.choice((0.0, -1e-8, -1e4))
+        if self.regime == "extreme":
+            near, far = self.source.choice(((-1e-8, -1e-8), (-1e-2, -1e-8), (-30.0, -0.1), (-1e4, -30.0), (-1e4, -1e4)))
+            return self.source.number(near, far) if near != far else near
+        return self.source.number(-3.0 * tokens, -0.01 * tokens)
+
+    def _near(self, logp: float, tokens: int) -> float:
+        if self.regime in ("extreme", "certain"):
+            return self._logp(tokens)
+        spread = 1.0 if self.tokens else 6.0
+        return min(logp + self.source.number(-spread, spread), -1e-3)
+
+    def ids(self, rows: int) -> list[int]:
+        first = self.source.integer(0, 1000)
+        return [first + 7 * i for i in range(rows)]
+
+
+def _repeat(values: list[float], times: int) -> tuple[float, ...]:
+    return tuple(values[i % len(values)] for i in range(times))
+
+
+_MAKERS: dict[str, Callable] = {}
+
+
+@draws(Demonstrations.kind)
+def _demonstrations(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
+    return {"completions": tuple(drawing.response() for _ in range(rows))}, {"ids": drawing.ids(rows)}
+
+
+@draws(Pairs.kind)
+def _pairs(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
+    chosen = tuple(drawing.response() for _ in range(rows))
+    rejected = tuple(response if drawing.regime == "equal" else drawing.response() for response in chosen)
+    columns = {"ids": drawing.ids(rows)}
+    number = drawing.source.number
+    if "preference" in drawing.needs.labels:
+        columns["preference"] = [number(0.0, 1.0) for _ in range(rows)]
+    if "chosen_score" in drawing.needs.labels:
+        columns["rejected_score"] = [number(-2.0, 2.0) for _ in range(rows)]
+        columns["chosen_score"] = [low + number(0.0, 3.0) for low in columns["rejected_score"]]
+    return {"chosen": chosen, "rejected": rejected}, columns
+
+
+@draws(Labelled.kind)
+def _labelled(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
+    responses = {"completions": tuple(drawing.response() for _ in range(rows))}
+    if "mismatched" in drawing.needs.observes:
+        responses["mismatched"] = tuple(drawing.response() for _ in range(drawing.source.integer(1, 4)))
+    desirable = [drawing.source.choice((True, False)) for _ in range(rows)]
+    return responses, {"desirable": desirable, "ids": drawing.ids(rows)}
+
+
+@draws(Ranked.kind)
+def _ranked(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
+    sizes = [drawing.source.integer(2, 4) for _ in range(rows)]
+    group = [g for g, members in enumerate(sizes) for _ in range(members)]
+    responses: list[Response] = []
+    for i, g in enumerate(group):
+        twin = drawing.regime == "equal" and i > 0 and group[i - 1] == g
+        responses.append(responses[-1] if twin else drawing.response())
+    # Three values for up to four candidates: ties occur. An order without scores will do where none are read.
+    scored = "scores" in drawing.needs.labels or drawing.source.choice((True, False))
+    standing = [drawing.source.integer(0, 4) for _ in group]
+    columns = {"group": group, "ids": drawing.ids(rows)}
+    if scored:
+        columns["scores"] = [0.75 * place for place in standing]
+    else:
+        columns["ranks"] = [5 - place for place in standing]
+    return {"completions": tuple(responses)}, columns

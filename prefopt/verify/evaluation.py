@@ -1,0 +1,153 @@
+"""Value and gradient of an objective over every floating input, and the scales against which errors are measured."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefopt.batches import Batch
+from prefopt.objective import Objective, State
+from prefopt.verify.leaves import leaves, mask_of, with_leaves
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A loss, its gradient for each leaf (zeros where it does not depend on it), and the inputs it was taken at."""
+
+    value: Tensor
+    gradient: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+
+    @property
+    def finite(self) -> bool:
+        """Whether the value and all gradients are finite numbers."""
+        return all(bool(torch.isfinite(part).all()) for part in (self.value, *self.gradient.values()))
+
+    @property
+    def scale(self) -> float:
+        """|L| + Σ |xᵢ ∂L/∂xᵢ|: how far rounding of the inputs alone can move the value, in units of their precision."""
+        terms = (
+            (self.inputs[path][self.masks[path]] * gradient[self.masks[path]]).abs().sum()
+            for path, gradient in self.gradient.items()
+        )
+        return float(self.value.abs() + sum(terms))
+
+    def flat(self) -> Tensor:
+        """The value and every gradient that counts, in one vector."""
+        parts = [self.gradient[path][self.masks[path]].flatten() for path in sorted(self.gradient)]
+        return torch.cat([self.value.reshape(1), *parts]).double()
+
+
+LossOf = Callable[[Batch, State], Tensor]
+
+
+def loss_of(objective: Objective, denominators: Mapping[str, float] | None = None) -> LossOf:
+    """The scalar loss of a batch under a given state."""
+
+    def loss(batch: Batch, state: State) -> Tensor:
+        result = objective(batch, state)
+        return result.mean() if denominators is None else result.reduce(denominators)
+
+    return loss
+
+
+def state_of(objective: Objective, batch: Batch) -> State:
+    """The state of a step that consists of this batch alone."""
+    with torch.no_grad():
+        batch = objective.view(batch).detach()
+        initial = {
+            name: value.to(batch.rows.logps.dtype) if value.is_floating_point() else value
+            for name, value in objective.init_state().items()
+        }
+        return objective.prepare(initial, objective.observe(batch))
+
+
+def evaluate(
+    loss: LossOf, batch: Batch, state: State, *, transform: Callable[[Batch], Batch] = lambda batch: batch
+) -> Evaluation:
+    """Value and gradient over every leaf; ``transform`` changes the batch after its leaves were attached."""
+    inputs = {path: value.detach().clone().requires_grad_() for path, value in leaves(batch).items()}
+    value = loss(transform(with_leaves(batch, inputs)), state)
+    gradients = _gradient(value, list(inputs.values()))
+    return Evaluation(
+        value=value.detach(),
+        gradient={path: part.detach() for path, part in zip(inputs, gradients, strict=True)},
+        inputs={path: part.detach() for path, part in inputs.items()},
+        masks={path: mask_of(batch, path) for path in inputs},
+    )
+
+
+def _gradient(value: Tensor, inputs: list[Tensor], **options: Any) -> list[Tensor]:
+    if not value.requires_grad:
+        return [torch.zeros_like(part) for part in inputs]
+    found = torch.autograd.grad(value, inputs, allow_unused=True, **options)
+    return [torch.zeros_like(part) if one is None else one for part, one in zip(inputs, found, strict=True)]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How rounding of the inputs moves the value and each gradient: |L| + Σ|x ∂L/∂x|, and |g| + Σ|x ∂g/∂x|."""
+
+    value: float
+    gradient: Mapping[str, Tensor]
+
+
+def sensitivity(loss: LossOf, batch: Batch, state: State, *, second: bool = True) -> Sensitivity:
+    """Scales in float64 for errors of the value and (with ``second``) of each gradient.
+
+    The step's state counts as an input.
+    """
+    inputs = {path: value.detach().double().requires_grad_() for path, value in leaves(batch).items()}
+    moved = {
+        name: value.detach().double().requires_grad_() if value.is_floating_point() else value
+        for name, value in state.items()
+    }
+    value = loss(with_leaves(batch, inputs), moved)
+    tracked = [*inputs.values(), *(part for part in moved.values() if part.is_floating_point())]
+    masks = [*(mask_of(batch, path) for path in inputs), *(None for _ in tracked[len(inputs) :])]
+    first = _gradient(value, tracked, create_graph=second)
+    size = float(value.detach().abs())
+    if not second:
+        return Sensitivity(size + _weighted(tracked, first, masks), {})
+    scales = {path: torch.zeros_like(part) for path, part in inputs.items()}
+    for path, gradient in zip(inputs, first[: len(inputs)], strict=True):
+        mask = mask_of(batch, path)
+        for index in mask.nonzero():
+            entry = gradient[tuple(index)]
+            second = _gradient(entry, tracked, retain_graph=True)
+            scales[path][tuple(index)] = float(entry.detach().abs()) + _weighted(tracked, second, masks)
+    return Sensitivity(size + _weighted(tracked, first, masks), scales)
+
+
+def _weighted(inputs: list[Tensor], gradients: list[Tensor], masks: list[Tensor | None]) -> float:
+    total = 0.0
+    for part, gradient, mask in zip(inputs, gradients, masks, strict=True):
+        product = (part * gradient).abs()
+        total += float((product if mask is None else product[mask]).sum().detach())
+    return total
+
+
+@contextmanager
+def replayed_detach(record: list[Tensor], replay: bool) -> Iterator[None]:
+    """Record what each `Tensor.detach` returns, or give the recorded values back in the same order.
+
+    A quantity that a loss detaches is a constant to its gradient. To compare that gradient with differences of
+    values, the constant must stay what it was while the inputs move.
+    """
+    original, position = Tensor.detach, iter(list(record))
+
+    def detach(tensor: Tensor) -> Tensor:
+        if replay:
+            return next(position)
+        record.append(original(tensor))
+        return record[-1]
+
+    Tensor.detach = detach
+    try:
+        yield
+    finally:
+        Tensor.detach = original

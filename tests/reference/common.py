@@ -1,0 +1,39 @@
+"""Small helpers of the scalar references. All of them work on mpf and on plain numbers."""
+
+from mpmath import exp, fsum, log1p, mpf
+
+
+def logsigmoid(z):
+    """log σ(z) = −log(1 + e^−z), accurate at both ends."""
+    return -log1p(exp(-z)) if z >= 0 else z - log1p(exp(z))
+
+
+def sigmoid(z):
+    """σ(z) = 1/(1 + e^−z)."""
+    return 1 / (1 + exp(-z)) if z >= 0 else exp(z) / (1 + exp(z))
+
+
+def total(completion):
+    """log π(y): the sum over the tokens of a completion."""
+    return fsum(completion.logps)
+
+
+def ref_total(completion):
+    """log π_ref(y)."""
+    return fsum(completion.ref_logps)
+
+
+def ratio(completion):
+    """s(y) = log π(y) − log π_ref(y)."""
+    return total(completion) - ref_total(completion)
+
+
+def average(completion):
+    """m(y) = log π(y)/len(y)."""
+    return total(completion) / len(completion.logps)
+
+
+def mean(values):
+    """The arithmetic mean of a sequence."""
+    values = list(values)
+    return fsum(values) / mpf(len(values))
