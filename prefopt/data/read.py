@@ -52,7 +52,7 @@ def has_splits(source: Any) -> bool:
     return isinstance(source, dict)
 
 
-def _load_path(source: str, split: str) -> list[dict]:
+def _load_path(source: str, split: str) -> list:
     path = Path(source).expanduser()
     if path.is_dir():
         return _load_directory(path, split)
@@ -93,7 +93,7 @@ def _load_hub(source: str, split: str) -> list[dict]:
     return _from_datasets(data, split, source)
 
 
-def _from_datasets(data: Any, split: str, name: str) -> list[dict]:
+def _from_datasets(data: Any, split: str, name: str) -> list:
     if isinstance(data, dict) and not hasattr(data, "column_names") and "train" not in data and split not in data:
         raise DataError(f"{name} is a dict without the split {split!r}; give a list of dicts, or a dict of splits.")
     if isinstance(data, dict):
@@ -102,7 +102,7 @@ def _from_datasets(data: Any, split: str, name: str) -> list[dict]:
         data = data[split]
     if isinstance(data, list):
         return data
-    if hasattr(data, "to_list") and hasattr(data, "column_names"):
+    if hasattr(data, "to_list") and hasattr(data, "format"):
         # to_list reads the table below and would skip a transform that the user has set.
         return [dict(row) for row in data] if data.format["type"] == "custom" else data.with_format(None).to_list()
     if hasattr(data, "take"):
@@ -110,7 +110,7 @@ def _from_datasets(data: Any, split: str, name: str) -> list[dict]:
     raise DataError(f"{name} is no dataset: give a path, a hub id, a datasets.Dataset or a list of dicts.")
 
 
-def _load_file(path: Path) -> list[dict]:
+def _load_file(path: Path) -> list:
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     if kind not in SUFFIXES:
         raise DataError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}.")
@@ -147,7 +147,7 @@ def _parse_csv(text: str, delimiter: str, path: Path) -> list[dict]:
     return rows
 
 
-def _parse_json(text: str, path: Path, *, lines: bool) -> list[dict]:
+def _parse_json(text: str, path: Path, *, lines: bool) -> list:
     # A list in a .jsonl file and lines in a .json file are both common, and neither can be mistaken.
     if not text.strip():
         return []
@@ -174,7 +174,7 @@ def _is_row(data: dict) -> bool:
     return any(isinstance(value, str) for value in data.values())
 
 
-def _parse_lines(text: str, path: Path) -> list[dict]:
+def _parse_lines(text: str, path: Path) -> list:
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

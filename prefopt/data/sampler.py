@@ -43,7 +43,7 @@ class StepSampler(Sampler[list[int]]):
         rank: int = 0,
         seed: int = 0,
         shuffle: bool = True,
-        stratify: Sequence[Any] | None = None,
+        stratify: Sequence[Any] | np.ndarray | None = None,
         min_rows: int = 1,
     ) -> None:
         if batch_size < 1 or world < 1 or not 0 <= rank < world:

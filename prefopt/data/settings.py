@@ -40,20 +40,7 @@ class DataSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and (not _is_int(self.max_length) or self.max_length < 2):
-            raise UsageError(f"data: max_length={self.max_length!r} must be a whole number of at least 2 tokens.")
-        if self.truncation not in TRUNCATION:
-            near = did_you_mean(str(self.truncation), TRUNCATION)
-            raise UsageError(f"data: truncation={self.truncation!r} is not one of {', '.join(TRUNCATION)}.{near}")
-        if not isinstance(self.split, str) or not self.split:
-            raise UsageError(f"data: split={self.split!r} must be the name of a split.")
-        share = self.max_dropped
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise UsageError(f"data: max_dropped={share!r} must be a share between 0 and 1.")
-        if not _is_int(self.seed):
-            raise UsageError(f"data: seed={self.seed!r} must be a whole number.")
-        self._check_mappings()
-        self._check_format()
+        _check({item.name: getattr(self, item.name) for item in dataclasses.fields(self)})
 
     @classmethod
     def of(cls, value: "DataSettings | Mapping[str, Any] | None") -> Self:
@@ -71,24 +58,70 @@ class DataSettings:
             if name not in known:
                 near = did_you_mean(str(name), known)
                 raise UsageError(f"data has no setting {name!r}.{near} It has {', '.join(known)}.")
+        _check(value or {})
         return cls(**(value or {}))
 
-    def _check_mappings(self) -> None:
-        for name in ("columns", "template_args"):
-            value = getattr(self, name)
-            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-                raise UsageError(f"data: {name}={value!r} must be a mapping with names as keys.")
-        for old, new in self.columns.items():
-            if not isinstance(new, str):
-                raise UsageError(f"data: columns[{old!r}]={new!r} must be the name of a column.")
 
-    def _check_format(self) -> None:
-        from prefopt.data.formats import FORMATS
+def _check(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        problem = _CHECKS[name](value)
+        if problem:
+            raise UsageError(f"data: {name}={value!r} {problem}")
 
-        if self.format is not None and self.format not in FORMATS:
-            near = did_you_mean(str(self.format), FORMATS)
-            raise UsageError(f"data: there is no format {self.format!r}.{near} The formats are {', '.join(FORMATS)}.")
+
+def _length(value: Any) -> str:
+    return "" if value is None or (_is_int(value) and value >= 2) else "must be a whole number of at least 2 tokens."
+
+
+def _truncation(value: Any) -> str:
+    if value in TRUNCATION:
+        return ""
+    return f"is not one of {', '.join(TRUNCATION)}.{did_you_mean(str(value), TRUNCATION)}"
+
+
+def _split(value: Any) -> str:
+    return "" if isinstance(value, str) and value else "must be the name of a split."
+
+
+def _format(value: Any) -> str:
+    from prefopt.data.formats import FORMATS
+
+    if value is None or value in FORMATS:
+        return ""
+    return f"is no known format.{did_you_mean(str(value), FORMATS)} The formats are {', '.join(FORMATS)}."
+
+
+def _columns(value: Any) -> str:
+    fine = isinstance(value, Mapping) and all(isinstance(name, str) for pair in value.items() for name in pair)
+    return "" if fine else "must map names of columns in the data to names that a format knows."
+
+
+def _arguments(value: Any) -> str:
+    fine = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+    return "" if fine else "must map names of template arguments to values."
+
+
+def _share(value: Any) -> str:
+    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    return "" if fine else "must be a share between 0 and 1."
+
+
+def _seed(value: Any) -> str:
+    return "" if _is_int(value) and value >= 0 else "must be a whole number that is not negative."
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+_CHECKS = {
+    "max_length": _length,
+    "truncation": _truncation,
+    "split": _split,
+    "format": _format,
+    "columns": _columns,
+    "template_args": _arguments,
+    "max_dropped": _share,
+    "seed": _seed,
+}
+"""What is wrong with a value, as the end of a sentence; empty if nothing is."""

@@ -1,0 +1,258 @@
+"""Seams between prompt and completion, end-of-turn tokens, chat templates, truncation."""
+
+import pytest
+
+from prefopt.data import (
+    DataSettings,
+    DemonstrationExample,
+    Encoder,
+    LabelledExample,
+    PairExample,
+    PromptExample,
+    render_prompt,
+)
+from prefopt.data.messages import Drop
+from prefopt.data.tokenise import tokenise
+from prefopt.errors import UsageError
+
+
+def u(text):
+    return {"role": "user", "content": text}
+
+
+def a(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+SETTINGS = DataSettings()
+
+
+def complete(tokenizer, prompt, completion, method="completion", **settings):
+    head, (ids, mask) = getattr(Encoder(tokenizer, DataSettings(**settings)), method)(prompt, completion)
+    return head.tolist(), ids.tolist(), mask.tolist()
+
+
+def counted(tokenizer, ids, mask):
+    """The stretches that count, as text, with | between them."""
+    runs, last = [], False
+    for number, counts in zip(ids, mask, strict=True):
+        if counts:
+            runs = [*runs, [number]] if not last else [*runs[:-1], [*runs[-1], number]]
+        last = counts
+    return "|".join(tokenizer.decode(run) for run in runs)
+
+
+@pytest.mark.parametrize("name", ["plain", "bos", "sentencepiece"])
+@pytest.mark.parametrize("prompt", ["Once upon a time", "Once upon a time ", "Hi.", "The sky\n", "Hi, how are y"])
+@pytest.mark.parametrize("completion", ["there was a dog.", " there was", "\nHi", "ou? The"])
+def test_plain_text_seams(make, name, prompt, completion):
+    tokenizer = make(name)
+    head, ids, mask = complete(tokenizer, prompt, completion)
+    # Generation tokenises the prompt alone, the ordinary way.
+    assert head == tokenizer(prompt).input_ids
+    assert (
+        tokenizer.decode(head + ids) == tokenizer.decode(tokenizer(prompt + completion).input_ids) + tokenizer.eos_token
+    )
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert ids[-1] == tokenizer.eos_token_id
+    assert all(mask)
+
+
+def test_a_token_across_the_seam_is_really_met(make):
+    """The suite above would prove nothing if no token of these tokenizers reached across."""
+    tokenizer = make("sentencepiece")
+    joined, alone = tokenizer("Once upon a time").input_ids, tokenizer("Once upon a t").input_ids
+    assert joined[: len(alone)] != alone
+    head, ids, _ = complete(tokenizer, "Once upon a t", "ime")
+    assert head == alone
+    assert tokenizer.decode(head + ids) == tokenizer.decode(joined) + "</s>"
+
+
+def test_bos_once_also_where_the_text_has_it(make):
+    tokenizer = make("bos")
+    bos = tokenizer.bos_token_id
+    for prompt in ("Hi", "<s>Hi"):
+        head, ids, _ = complete(tokenizer, prompt, " you")
+        assert (head + ids).count(bos) == 1
+        assert head[0] == bos
+    llama = make("llama2")
+    head, ids, _ = complete(llama, [u("Hi")], [a("you")])
+    assert (head + ids).count(bos) == 1
+    # A template without BOS means that there is none; a tokenizer without BOS gets none.
+    assert complete(make("plain"), "Hi", " you")[0] == make("plain")("Hi").input_ids
+
+
+def test_eos_once_also_where_the_text_has_it(make):
+    tokenizer = make("bos")
+    assert complete(tokenizer, "Hi", " you</s>")[1] == complete(tokenizer, "Hi", " you")[1]
+
+
+def test_an_empty_prompt_needs_bos(make):
+    assert complete(make("bos"), "", "you")[0] == [make("bos").bos_token_id]
+    with pytest.raises(Drop, match="empty prompt"):
+        complete(make("plain"), "", "you")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("chatml", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n@you<|im_end|>"),
+        ("llama2", "<s>[INST] Hi [/INST]@ you </s>"),
+        ("qwen3", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n@<think>\n\n</think>\n\nyou<|im_end|>"),
+        ("plain", "User:\nHi\n\nAssistant:\n@you<|endoftext|>"),
+    ],
+)
+def test_one_answer_ends_with_the_end_of_its_turn(make, name, text):
+    tokenizer = make(name)
+    head, ids, mask = complete(tokenizer, [u("Hi")], [a("you")])
+    assert tokenizer.decode(head) + "@" + tokenizer.decode(ids) == text
+    assert all(mask)
+    rendered = render_prompt([u("Hi")], tokenizer)
+    assert head == tokenizer(rendered, add_special_tokens=False).input_ids
+
+
+def test_template_arguments_reach_the_template(make):
+    prompt = render_prompt([u("Hi")], make("qwen3"), DataSettings(template_args={"enable_thinking": False}))
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    _, ids, _ = complete(make("qwen3"), [u("Hi")], [a("you")], template_args={"enable_thinking": False})
+    assert make("qwen3").decode(ids) == "you<|im_end|>"
+    with pytest.raises(UsageError, match=r"does not read 'enable_thinkin'.*Did you mean 'enable_thinking'"):
+        render_prompt([u("Hi")], make("qwen3"), DataSettings(template_args={"enable_thinkin": False}))
+    with pytest.raises(UsageError, match="no chat template"):
+        complete(make("plain"), "Hi", "you", template_args={"enable_thinking": False})
+
+
+TALK = [a("good dog"), u("and?"), a("bad cat")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("chatml", "good dog<|im_end|>|bad cat<|im_end|>"),
+        ("generation", "good dog<|im_end|>|bad cat<|im_end|>"),
+        ("llama2", " good dog </s>| bad cat </s>"),
+        ("plain", "good dog<|endoftext|>|bad cat<|endoftext|>"),
+    ],
+)
+@pytest.mark.parametrize("method", ["completion", "demonstration"])
+def test_only_the_assistants_turns_count(make, name, text, method):
+    tokenizer = make(name)
+    head, ids, mask = complete(tokenizer, [u("Hi")], TALK, method)
+    assert counted(tokenizer, ids, mask) == text
+    assert mask[-1]
+    whole = tokenizer.decode(head + ids)
+    if tokenizer.chat_template:
+        messages = [u("Hi"), *TALK]
+        assert whole == tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
+    assert "and?" in whole
+
+
+def test_turns_without_weight_do_not_count(make):
+    for name in ("chatml", "generation", "plain"):
+        talk = [a("good dog", weight=0), u("and?"), a("bad cat")]
+        _, ids, mask = complete(make(name), [u("Hi")], talk, "demonstration")
+        assert counted(make(name), ids, mask).startswith("bad cat<|")
+        assert "good dog" in make(name).decode(ids)
+
+
+def test_a_template_that_rewrites_earlier_turns_drops_the_row(make):
+    rows = [
+        DemonstrationExample([u("Hi")], TALK),
+        DemonstrationExample([u("Hi")], TALK[:1]),
+        DemonstrationExample([u("Hi"), u("there")], TALK[:1]),
+    ]
+    made = tokenise(rows, make("qwen3"), SETTINGS, 200)
+    assert made.dropped == {"whose earlier turns the chat template rewrites": 1}
+    refused = tokenise(rows[2:], make("llama2"), SETTINGS, 200)
+    assert refused.dropped == {"which the chat template refuses (roles must alternate)": 1}
+
+
+def test_stop_ids(make):
+    names = {"chatml": ["<|endoftext|>", "<|im_end|>"], "llama2": ["</s>"], "plain": ["<|endoftext|>"]}
+    for name, stops in names.items():
+        assert make(name).convert_ids_to_tokens(Encoder(make(name), SETTINGS).stop_ids()) == stops
+
+
+def test_null_content_is_never_the_word_none(make):
+    from prefopt.data import to_examples
+
+    call = {"role": "assistant", "content": None, "tool_calls": None}
+    rows = [{"messages": [u("Hi"), call, u("and?"), a("you")]}]
+    made = tokenise(to_examples(rows).examples, make("chatml"), SETTINGS, 200)
+    assert "None" not in make("chatml").decode(made.examples[0].completions[0])
+
+
+PAIR = PairExample("Once upon a time", " there was a little dog.", " no.")
+
+
+def lengths(tokenizer, example):
+    made = tokenise([example], tokenizer, SETTINGS, 1000).examples[0]
+    return len(made.prompt), max(map(len, made.completions))
+
+
+@pytest.mark.parametrize("truncation", ["drop", "keep-start", "keep-end"])
+def test_a_row_that_just_fits_is_whole(make, truncation):
+    prompt, longest = lengths(make("bos"), PAIR)
+    made = tokenise([PAIR], make("bos"), DataSettings(truncation=truncation), prompt + longest)
+    assert (len(made.examples), made.cut) == (1, 0)
+
+
+def test_drop(make):
+    prompt, longest = lengths(make("bos"), PAIR)
+    limit = prompt + longest - 1
+    assert tokenise([PAIR], make("bos"), SETTINGS, limit).dropped == {f"longer than {limit} tokens": 1}
+    assert tokenise([PAIR], make("bos"), SETTINGS, prompt).dropped == {f"with a prompt of {prompt} tokens or more": 1}
+
+
+def test_keep_start_cuts_completions_and_labels_no_eos(make):
+    tokenizer, settings = make("bos"), DataSettings(truncation="keep-start")
+    whole = tokenise([PAIR], tokenizer, SETTINGS, 1000).examples[0]
+    prompt, longest = lengths(tokenizer, PAIR)
+    made = tokenise([PAIR], tokenizer, settings, prompt + longest - 2)
+    cut = made.examples[0]
+    assert made.cut == 1
+    assert cut.completions[0].tolist() == whole.completions[0][:-2].tolist()
+    assert tokenizer.eos_token_id not in cut.completions[0]
+    assert cut.completions[1].tolist() == whole.completions[1].tolist()
+    assert tokenise([PAIR], tokenizer, settings, prompt).dropped == {f"with a prompt of {prompt} tokens or more": 1}
+
+
+def test_identical_after_the_cut(make):
+    pair = PairExample("Once", " The dog said hello", " The dog said no")
+    prompt, _ = lengths(make("bos"), pair)
+    made = tokenise([pair], make("bos"), DataSettings(truncation="keep-start"), prompt + 2)
+    assert made.dropped == {"identical after the cut": 1}
+
+
+def test_keep_end_cuts_the_start_of_the_prompt_behind_bos(make):
+    tokenizer, settings = make("bos"), DataSettings(truncation="keep-end")
+    whole = tokenise([PAIR], tokenizer, SETTINGS, 1000).examples[0]
+    prompt, longest = lengths(tokenizer, PAIR)
+    made = tokenise([PAIR], tokenizer, settings, prompt + longest - 2)
+    cut = made.examples[0]
+    assert cut.prompt.tolist() == [tokenizer.bos_token_id, *whole.prompt[3:].tolist()]
+    assert cut.completions[0].tolist() == whole.completions[0].tolist()
+    dropped = tokenise([PAIR], tokenizer, settings, longest).dropped
+    assert dropped == {f"with a completion of {longest} tokens or more": 1}
+
+
+def test_useless_rows_are_dropped_with_their_reasons(make):
+    rows = [
+        PairExample("Hi", "x", "x"),
+        PairExample("Hi", "x", " "),
+        PairExample([u("Hi")], [a("")], [a("x")]),
+        PairExample("Hi", "x</s>", "x"),
+    ]
+    dropped = tokenise(rows, make("bos"), SETTINGS, 99).dropped
+    assert dropped == {"with chosen equal to rejected": 2, "with an empty completion": 2}
+
+
+def test_labels_ids_and_types(make):
+    rows = [LabelledExample("Hi", "", True), LabelledExample("Hi", " x", False), PromptExample("Hi")]
+    labelled = tokenise(rows[:2], make("bos"), SETTINGS, 99).examples
+    assert [(row.id, row.labels) for row in labelled] == [(0, {"desirable": False})]
+    assert labelled[0].prompt.dtype == labelled[0].completions[0].dtype == "int32"
+    assert labelled[0].masks is None
+    assert tokenise(rows[2:], make("bos"), SETTINGS, 99).examples[0].completions == ()
+    pair = PairExample("Hi", "x", "y", preference=0.75, chosen_score=2.0)
+    assert tokenise([pair], make("bos"), SETTINGS, 99).examples[0].labels == {"preference": 0.75, "chosen_score": 2.0}
