@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from prefopt.catalogue.recipes import CHECKPOINTING
 from prefopt.console import say
 from prefopt.errors import UsageError, did_you_mean
 
@@ -21,11 +22,6 @@ WITHOUT_EFFECT = {
     "batch_eval_metrics": "metrics come from the objective",
     "prediction_loss_only": "evaluation returns no logits",
     "auto_find_batch_size": "set per_device_train_batch_size; the effective batch is part of the result",
-}
-# Paired fields of which the user sets one: the recipe's other must not contradict it.
-_SPELLINGS = {
-    "activation_checkpointing": "gradient_checkpointing",
-    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
 }
 _PRECISION = ("bf16", "fp16")
 
@@ -60,9 +56,8 @@ def _merged(given: dict[str, Any], recipe: dict[str, Any], algorithm: str) -> Tr
             raise UsageError(f"args has no field {key!r}.{did_you_mean(key, fields)} See TrainingArguments.")
     _refuse_without_effect(given)
     recipe = {"output_dir": f"prefopt-{algorithm}", **recipe}
-    for spelling, old in _SPELLINGS.items():
-        if spelling in given:
-            recipe.pop(old, None)
+    if "gradient_checkpointing" in given or "activation_checkpointing" in given:
+        recipe = {key: value for key, value in recipe.items() if not key.startswith(CHECKPOINTING)}
     if any(key in given for key in (*_PRECISION, "use_cpu")):
         recipe = {key: value for key, value in recipe.items() if key not in _PRECISION}
     merged = recipe | given

@@ -19,7 +19,7 @@ from prefopt import __version__
 from prefopt.arguments import training_arguments
 from prefopt.catalogue import Algorithm, get_algorithm
 from prefopt.console import say
-from prefopt.data import DataSettings, StepSampler, TokenizedDataset, prepare_dataset
+from prefopt.data import DataSettings, Encoder, StepSampler, TokenizedDataset, prepare_dataset
 from prefopt.errors import UsageError
 from prefopt.metrics import Means
 from prefopt.models import ModelSettings, Reference, load_policy, load_tokenizer, make_reference, save_policy
@@ -127,7 +127,7 @@ class Trainer(transformers.Trainer):
         if self.algorithm.online:
             self.generation = GenerationSettings.of(generation)
             self.reward = make_reward(reward)
-            self.generator = TransformersGenerator(tokenizer)
+            self.generator = TransformersGenerator(tokenizer, Encoder(tokenizer, self.data_settings).stop_ids())
         self.objective_state: State = self.objective.init_state()
         self._pending_state: State = self.objective_state
         self._means = Means()
@@ -229,8 +229,8 @@ class Trainer(transformers.Trainer):
             rank=args.process_index,
             seed=seed,
             shuffle=shuffle,
-            stratify=dataset.stratify if shuffle else None,
-            min_rows=2 if self._mismatched or self.objective.needs.coupled else 1,
+            stratify=dataset.labels if shuffle else None,
+            min_rows=min(2 if self._mismatched or self.objective.needs.coupled else 1, batch_size * args.world_size),
         )
         workers = 0 if self.algorithm.online else args.dataloader_num_workers
         loader = _StepLoader(

@@ -4,6 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
+
+# The field was renamed in transformers 5; the old name still works there, with a warning.
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    else "gradient_checkpointing"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +49,8 @@ class Recipe:
             "weight_decay": 0.0,
             "bf16": bf16,
             "fp16": cuda and not bf16,
-            "gradient_checkpointing": cuda,
-            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            CHECKPOINTING: cuda,
+            f"{CHECKPOINTING}_kwargs": {"use_reentrant": False} if cuda else None,
             "optim": "paged_adamw_8bit" if cuda and quantized else "adamw_torch",
             "logging_steps": 10,
             "save_total_limit": 2,

@@ -1,6 +1,8 @@
 """The command line. Commands import what they need when they run, so that ``prefopt --help`` is fast."""
 
+import logging
 import sys
+import warnings
 
 from prefopt.errors import PrefoptError
 
@@ -9,6 +11,9 @@ def main() -> None:
     """Run the command line; an error raised on purpose becomes one line on standard error and exit status 2."""
     from prefopt.cli.app import app
 
+    # What libraries mean to rename one day is for their callers, not for someone at the command line.
+    warnings.simplefilter("ignore", FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except PrefoptError as error:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.data import DataSettings, encode_prompt
+from prefopt.data import DataSettings, Encoder
 from prefopt.errors import UsageError
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
 from prefopt.rollouts import GenerationSettings, TransformersGenerator
@@ -30,8 +30,9 @@ class Talker:
 
     def answers(self, prompts: list[str | list[dict]]) -> list[list[str]]:
         """For each prompt (plain text, or messages put through the chat template) the sampled completions."""
-        ids = [encode_prompt(prompt, self.tokenizer, DataSettings()) for prompt in prompts]
-        samples = TransformersGenerator(self.tokenizer).generate(self.model, ids, self.settings)
+        encoder = Encoder(self.tokenizer, DataSettings())
+        generator = TransformersGenerator(self.tokenizer, encoder.stop_ids())
+        samples = generator.generate(self.model, [encoder.prompt(prompt) for prompt in prompts], self.settings)
         return [[sample.text for sample in group] for group in samples]
 
 

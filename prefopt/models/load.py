@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
@@ -144,9 +143,9 @@ def load_causal_lm(name: str, settings: ModelSettings, *, trains_adapter: bool) 
     except (OSError, ValueError) as error:
         raise ModelError(_why_not_loaded(name, error)) from error
     for module in model.modules():
-        if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16 bitsandbytes repacks the weights, for good and with less precision, as soon as
-            # it sees evaluation mode. Policy and reference would then disagree by more than they ever should.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On such CPUs bitsandbytes repacks 4-bit weights, for good and with less precision, as soon as it sees
+            # evaluation mode. Policy and reference would then disagree by more than they ever should.
             module.support_avx512bf16_for_cpu = False
     return model
 

@@ -72,10 +72,16 @@ class Generator(Protocol):
 
 
 class TransformersGenerator:
-    """Sampling with transformers' ``generate``: left padding, prompts of similar length together."""
+    """Sampling with transformers' ``generate``: left padding, prompts of similar length together.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        tokenizer: pads prompts and decodes completions.
+        stop_ids: token ids that end a completion; the end-of-sequence token alone by default.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
+        self.stop_ids = list(stop_ids) or [tokenizer.eos_token_id]
 
     @torch.no_grad()
     def generate(
@@ -134,13 +140,13 @@ class TransformersGenerator:
             **options,
             num_return_sequences=settings.n,
             max_new_tokens=max_new_tokens,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=self.stop_ids,
             pad_token_id=self.tokenizer.pad_token_id,
             use_cache=True,
         )
 
     def _sample(self, ids: np.ndarray) -> Sample:
-        ends = np.flatnonzero(ids == self.tokenizer.eos_token_id)
+        ends = np.flatnonzero(np.isin(ids, self.stop_ids))
         ended = len(ends) > 0
         ids = ids[: ends[0] + 1] if ended else ids
         return Sample(ids=ids, text=self.tokenizer.decode(ids, skip_special_tokens=True), ended=ended)
