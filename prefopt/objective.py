@@ -294,6 +294,17 @@ def masked_logsumexp(values: Float[Tensor, "..."], mask: Bool[Tensor, "..."]) ->
     return torch.where(mask, values, -torch.inf).logsumexp(dim=-1)
 
 
+def grouped_log_softmax(values: Float[Tensor, " n"], same: Bool[Tensor, " n n"]) -> Float[Tensor, " n"]:
+    """log softmax of each value among those of its group, ``same[i, j]`` saying whether i and j share one.
+
+    Taken as log σ(value − log Σ exp(the others)), which stays accurate where one value dominates.
+    """
+    itself = torch.eye(len(values), dtype=torch.bool, device=values.device)
+    alone = ~(same & ~itself).any(dim=1)
+    others = same & (~itself | alone[:, None])
+    return torch.where(alone, 0.0, torch.nn.functional.logsigmoid(values - masked_logsumexp(values, others)))
+
+
 def keyed_uniform(*keys: Int[Tensor, "..."] | int) -> Float[Tensor, "..."]:
     """Uniform numbers in (0, 1) that depend on integer keys (broadcast together) and on nothing else.
 

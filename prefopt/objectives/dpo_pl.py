@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
+from torch.nn.functional import logsigmoid
 
 from prefopt.batches import Ranked
 from prefopt.objective import About, Needs, Objective, State, Term, masked_logsumexp, parameter
@@ -36,6 +36,8 @@ class DPOPlackettLuce(Objective[Ranked]):
     beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
-        reward = self.reward(batch.completions)
-        itself = torch.eye(len(reward), dtype=torch.bool, device=reward.device)
-        return {"ranking": Term(masked_logsumexp(reward, batch.above | itself) - reward, "group")}
+        reward, above = self.reward(batch.completions), batch.above
+        # Nothing ranks below the last completion of a group: its factor is 1.
+        winners = above.any(dim=1)
+        below = masked_logsumexp(reward, above[winners])
+        return {"ranking": Term(-logsigmoid(reward[winners] - below), "group")}

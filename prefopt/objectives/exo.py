@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 
 from prefopt.batches import Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, masked_logsumexp, parameter
+from prefopt.objective import About, Needs, Objective, State, Term, grouped_log_softmax, parameter
 from prefopt.registry import register
 
 
@@ -36,10 +36,12 @@ class EXO(Objective[Ranked]):
     beta_reward: float = parameter(0.1, "β_r, temperature of the rewards", above=0)
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
-        policy = self.reward(batch.completions)
-        # The best of the group is subtracted before the division: reward/β_r may be too large to keep the differences.
-        top = torch.where(batch.same, batch.scores, -torch.inf).amax(dim=1).detach()
-        target = (batch.scores - top) / self.beta_reward
-        log_policy = policy - masked_logsumexp(policy, batch.same)
-        log_target = target - masked_logsumexp(target, batch.same)
-        return {"ranking": Term(log_policy.exp() * (log_policy - log_target), "group")}
+        policy, same = self.reward(batch.completions), batch.same
+        top = torch.where(same, policy, -torch.inf).argmax(dim=1)
+        # Subtracted before the division, for r/β_r may be too large to keep the differences.
+        target = (batch.scores - batch.scores[top]) / self.beta_reward
+        log_policy, log_target = grouped_log_softmax(policy, same), grouped_log_softmax(target, same)
+        # Σ p_i d_i with d = log p − log q, written as d_top + Σ p_i (d_i − d_top): nothing cancels when p is all but hard.
+        others = log_policy.exp() * (policy - policy[top] - target)
+        first = top == torch.arange(len(top), device=top.device)
+        return {"ranking": Term(torch.where(first, log_policy - log_target, others), "group")}

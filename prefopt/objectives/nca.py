@@ -2,12 +2,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from prefopt.batches import Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, masked_logsumexp, parameter
+from prefopt.objective import About, Needs, Objective, State, Term, grouped_log_softmax, parameter
 from prefopt.registry import register
 
 _TITLE = "Noise Contrastive Alignment of Language Models with Explicit Rewards"
@@ -18,12 +18,12 @@ class _SoftTargets(Objective[Ranked]):
     beta: float = parameter(0.01, "strength of the pull towards the reference", above=0)
     alpha: float = parameter(1e-4, "α, temperature of the rewards that make the targets", above=0)
 
-    def targets(self, batch: Ranked) -> Float[Tensor, " n"]:
-        """t = softmax(reward/α) within each group."""
-        # The best of the group is subtracted before the division: reward/α may be too large to keep the differences.
-        top = torch.where(batch.same, batch.scores, -torch.inf).amax(dim=1).detach()
-        logits = (batch.scores - top) / self.alpha
-        return (logits - masked_logsumexp(logits, batch.same)).exp()
+    def targets(self, batch: Ranked) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+        """t = softmax(reward/α) within each group, and for each completion the row that its group has most of t on."""
+        top = torch.where(batch.same, batch.scores, -torch.inf).argmax(dim=1)
+        # Subtracted before the division, for reward/α may be too large to keep the differences.
+        logits = (batch.scores - batch.scores[top]) / self.alpha
+        return grouped_log_softmax(logits, batch.same).exp(), top
 
 
 @register("infonca")
@@ -54,9 +54,12 @@ class InfoNCA(_SoftTargets):
     needs = Needs(batch=Ranked, reference=True, labels=("scores",))
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
-        reward = self.reward(batch.completions)
-        log_softmax = reward - masked_logsumexp(reward, batch.same)
-        return {"ranking": Term(-self.targets(batch) * log_softmax, "group")}
+        reward, (targets, top) = self.reward(batch.completions), self.targets(batch)
+        # −Σ t_i c_i with c = log softmax(r), written as −c_top + Σ t_i (c_top − c_i): nothing cancels when t is all but
+        # hard.
+        others = targets * (reward[top] - reward)
+        first = top == torch.arange(len(top), device=top.device)
+        return {"ranking": Term(torch.where(first, -grouped_log_softmax(reward, batch.same), others), "group")}
 
 
 @register("nca")
@@ -88,6 +91,6 @@ class NCA(_SoftTargets):
     needs = Needs(batch=Ranked, reference=True, labels=("scores",))
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
-        reward = self.reward(batch.completions)
-        values = -self.targets(batch) * logsigmoid(reward) - logsigmoid(-reward) / batch.sizes
+        reward, (targets, _) = self.reward(batch.completions), self.targets(batch)
+        values = -targets * logsigmoid(reward) - logsigmoid(-reward) / batch.sizes
         return {"ranking": Term(values, "group")}

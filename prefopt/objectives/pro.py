@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from prefopt.batches import Completions, Ranked
 from prefopt.objective import About, Needs, Objective, State, Term, masked_logsumexp, parameter
@@ -48,12 +49,13 @@ class PRO(Objective[Ranked]):
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
         mean, above, best = batch.completions.mean, batch.above, batch.best
-        itself = torch.eye(len(mean), dtype=torch.bool, device=mean.device)
-        gap = torch.where(above, batch.scores[:, None] - batch.scores[None, :], 0.0)
-        own = gap.amax(dim=1) * mean
-        logits = torch.where(itself, own, gap * mean)
+        # Nothing ranks below the last completion of a group: its factor is 1.
+        winners = above.any(dim=1)
+        above = above[winners]
+        gap = torch.where(above, batch.scores[winners, None] - batch.scores, 0.0)
+        below = masked_logsumexp(gap * mean, above)
         nll = -((batch.sizes[best] - 1) ** 2) * batch.completions.logps[best]
         return {
-            "ranking": Term(masked_logsumexp(logits, above | itself) - own, "group"),
+            "ranking": Term(-logsigmoid(gap.amax(dim=1) * mean[winners] - below), "group"),
             "nll": Term(nll, "group", self.sft_weight),
         }

@@ -1,7 +1,7 @@
 """PRO, Song et al. 2023 (arXiv 2306.17492): one softmax for each rank, with temperatures from the gaps of rewards."""
 
 from common import average, mean, total
-from mpmath import exp, fsum, log
+from mpmath import exp, fsum, log1p
 from ranked import standing
 
 
@@ -15,10 +15,9 @@ def loss(examples, *, sft_weight):
             if not below:
                 continue
             temperature = {i: 1 / (ex.scores[k] - ex.scores[i]) for i in below}
-            temperature[k] = min(temperature.values())
-            # Divided through by the numerator.
-            own = m[k] / temperature[k]
-            ranking.append(-log(1 / fsum(exp(m[i] / temperature[i] - own) for i in temperature)))
+            # The numerator has the least temperature; divided through by it, the fraction is 1/(1 + the rest).
+            own = m[k] / min(temperature.values())
+            ranking.append(log1p(fsum(exp(m[i] / temperature[i] - own) for i in below)))
         best = ex.completions[order.index(max(order))]
         return fsum(ranking) - sft_weight * (len(m) - 1) ** 2 * total(best)
 

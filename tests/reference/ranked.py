@@ -1,11 +1,16 @@
 """Small helpers for references on ranked lists."""
 
-from mpmath import exp, fsum, log
+from mpmath import exp, fsum, log, nint
 
 
 def standing(ex):
-    """One number per completion, the larger the better: from ranks (1 is best) where given, otherwise the scores."""
-    return ex.scores if getattr(ex, "ranks", None) is None else [-rank for rank in ex.ranks]
+    """One number per completion, the larger the better: from ranks (1 is best) where given, otherwise the scores.
+
+    Scores are compared to 12 digits: a derivative moves one by 1e-18, and that must not break a tie.
+    """
+    if getattr(ex, "ranks", None) is not None:
+        return [-rank for rank in ex.ranks]
+    return [nint(score * 10**12) for score in ex.scores]
 
 
 def logsoftmax(values):
