@@ -329,7 +329,7 @@ def test_aot_forgets_which_row_is_which():
     shuffled = Pairs(chosen=BATCH.chosen, rejected=BATCH.rejected[order])
     unpaired, dpo = get_objective("aot_unpaired", beta=0.4), get_objective("dpo", beta=0.4)
     assert value(unpaired, shuffled) == pytest.approx(value(unpaired, BATCH), rel=1e-14)
-    assert abs(value(dpo, shuffled) - value(dpo, BATCH)) > 0.02
+    assert abs(value(dpo, shuffled) - value(dpo, BATCH)) > 1e-3
     # Paired: the policy's margins may be permuted against those of the reference.
     chosen, rejected = BATCH.chosen, BATCH.rejected
     shuffled = Pairs(
@@ -337,7 +337,7 @@ def test_aot_forgets_which_row_is_which():
     )
     paired = get_objective("aot_paired", beta=0.4)
     assert value(paired, shuffled) == pytest.approx(value(paired, BATCH), rel=1e-14)
-    assert abs(value(dpo, shuffled) - value(dpo, BATCH)) > 0.02
+    assert abs(value(dpo, shuffled) - value(dpo, BATCH)) > 1e-3
 
 
 def test_discopop_has_its_printed_extremes():
@@ -558,8 +558,9 @@ def test_shift_of_a_prompt(name):
     labels["preference"] = torch.tensor([0.9, 0.2, 0.6]).double()
     one = sums([0.6, -1.5, -2.0], [0.2, 0.4, 1.0], **labels)
     other = sums([0.6 - 3, -1.5 + 2, -2.0 + 5], [0.2 - 3, 0.4 + 2, 1.0 + 5], **labels)
-    difference = (rows_of(get_objective(name), one) - rows_of(get_objective(name), other)).abs()
-    assert (difference < 1e-12).all() if SHIFTED[name] else (difference > 1e-5).all()
+    objective = get_objective(name, **({} if name in ("hinge", "rebel") else {"beta": 0.5}))
+    difference = (rows_of(objective, one) - rows_of(objective, other)).abs()
+    assert (difference < 1e-12).all() if SHIFTED[name] else (difference > 1e-4).all()
 
 
 ALIASES = {
