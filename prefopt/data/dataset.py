@@ -1,7 +1,8 @@
 """The whole way from a source of rows to a dataset of tokens."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,19 +145,15 @@ def prepare_dataset(
     encoder = Encoder(tokenizer, settings)
     rows = load_rows(source, settings.split)
     name = describe(source)
-    try:
+    with _naming(name):
         reading = to_examples(rows, settings, kind)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
-    examples, converted = convert(reading.examples, kind)
+        examples, converted = convert(reading.examples, kind)
     made = tokenise(examples, tokenizer, settings, max_length)
     dropped = Counter(reading.dropped) + made.dropped
     read = len(examples) + sum(reading.dropped.values())
     audit = Audit(kind, read, len(made.examples), made.cut, dropped, max_length, made.lengths)
-    try:
+    with _naming(name):
         audit.check(settings.max_dropped)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
     notes = [f"{Path(name).name if isinstance(source, (str, Path)) else name} read as {reading.format.name}"]
     notes += [converted] if converted else []
     notes += _notes(source, settings, tokenizer, examples)
@@ -170,6 +167,15 @@ def prepare_dataset(
         notes,
         encoder.stop_ids(),
     )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Put the name of the source in front of an error about its rows."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def _limit(settings: DataSettings, tokenizer: Any, context: int | None) -> int:

@@ -40,7 +40,8 @@ def to_examples(
     Args:
         rows: at least one row of named columns.
         settings: ``format`` and ``columns`` are used.
-        kind: the kind that is wanted in the end. It changes nothing but the error for rows that cannot become it.
+        kind: the kind that is wanted in the end. The layout does not depend on it; for prompts, every other column
+            stays among ``columns``.
 
     Raises:
         DataError: the columns fit no layout, or not the one that was asked for, or one that cannot become ``kind``.
@@ -51,20 +52,24 @@ def to_examples(
     chosen = _demand(FORMATS[settings.format], first) if settings.format else _detect(first, kind)
     if kind is not None and chosen.kind not in SOURCES[kind]:
         raise DataError(_wrong_kind(first, chosen, kind))
-    examples, dropped = [], Counter()
-    for row in rows:
+    examples, dropped, malformed = [], Counter(), []
+    for number, row in enumerate(rows):
         try:
-            examples.append(_build(chosen, row))
+            examples.append(_build(chosen, row, kind))
         except Drop as drop:
             dropped[drop.reason] += 1
-        except (TypeError, KeyError, AttributeError, ValueError, IndexError):
-            dropped["that are malformed"] += 1
+        except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
+            malformed.append(f"row {number}: {type(error).__name__} {str(error).splitlines()[0]:.80}")
+    if malformed:
+        dropped[f"malformed (first {malformed[0]})"] = len(malformed)
     return Reading(chosen, examples, dropped)
 
 
-def _build(chosen: Format, row: Mapping[str, Any]) -> Example:
+def _build(chosen: Format, row: Mapping[str, Any], kind: str | None) -> Example:
     example = chosen.build(row)
-    rest = {name: value for name, value in row.items() if name not in chosen.consumed}
+    # A reward function may want any column, such as the answer to a question, under its own name.
+    gone = {"prompt"} if kind == "prompts" else chosen.consumed
+    rest = {name: value for name, value in row.items() if name not in gone}
     return replace(example, columns={**rest, **example.columns})
 
 

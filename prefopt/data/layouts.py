@@ -189,8 +189,20 @@ def _label(row: Row) -> bool:
     return label
 
 
+def _with_system(row: Row, prompt: Text, *completions: Text) -> tuple[Text, ...]:
+    """Prompt and completions after the system prompt of a ``system`` column, where there is one that is not blank."""
+    system = row.get("system")
+    if not isinstance(system, str) or not system.strip():
+        return prompt, *completions
+    turns = as_messages(prompt, "user")
+    if not turns or turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": system}, *turns]
+    return turns, *(as_messages(completion, "assistant") for completion in completions)
+
+
 def _prompt_pair(row: Row) -> PairExample:
-    return pair(read_text(row.get("prompt"), "prompt"), *_sides(row), **_scores(row))
+    sides = split_pair(read_text(row.get("prompt"), "prompt"), *_sides(row))
+    return PairExample(*_with_system(row, *sides), **_scores(row))
 
 
 def _implied_pair(row: Row) -> PairExample:
@@ -221,7 +233,7 @@ def _openai_pair(row: Row) -> PairExample:
 
 def _prompt_completion(row: Row) -> tuple[Text, Text]:
     prompt, completion = read_text(row.get("prompt"), "prompt"), either(row, "completion", "response")
-    return split_prompt(prompt, read_text(completion, "completion"))
+    return _with_system(row, *split_prompt(prompt, read_text(completion, "completion")))
 
 
 def _alpaca_completion(row: Row) -> tuple[Text, Text]:
@@ -259,7 +271,7 @@ _TURNS = "messages|conversations|conversation"
 # The order decides where several fit: the more specific layout comes first.
 BASIC: tuple[Format, ...] = (
     Format("prompt-pairs", "pairs", {"prompt": is_text, "chosen": is_text, "rejected": is_text}, _prompt_pair,
-           ("messages", "conversation", *_PAIR_LABELS)),
+           ("messages", "conversation", "system", *_PAIR_LABELS)),
     Format("implied-prompt-pairs", "pairs", {"chosen": is_conversation, "rejected": is_conversation}, _implied_pair,
            ("messages", *_PAIR_LABELS)),
     Format("sharegpt-pairs", "pairs", {_TURNS: is_messages, **_CHOSEN}, _sharegpt_pair, ("system", *_PAIR_LABELS)),
@@ -274,13 +286,13 @@ BASIC: tuple[Format, ...] = (
 OTHER: tuple[Format, ...] = (
     Format("prompt-completion-label", "labelled",
            {"prompt": is_text, "completion|response": is_text, _LABEL: is_label},
-           lambda row: LabelledExample(*_prompt_completion(row), _label(row))),
+           lambda row: LabelledExample(*_prompt_completion(row), _label(row)), ("system",)),
     Format("messages-label", "labelled", {_TURNS: is_messages, _LABEL: is_label},
            lambda row: LabelledExample(*split_last(_conversation(row)), _label(row)), ("system",)),
     Format("alpaca-label", "labelled", {"instruction": is_str, "output|response": is_text, _LABEL: is_label},
            lambda row: LabelledExample(*_alpaca_completion(row), _label(row)), _ALPACA),
     Format("prompt-completion", "demonstrations", {"prompt": is_text, "completion|response": is_text},
-           lambda row: DemonstrationExample(*_prompt_completion(row))),
+           lambda row: DemonstrationExample(*_prompt_completion(row)), ("system",)),
     Format("alpaca", "demonstrations", {"instruction": is_str, "output|response": is_text},
            lambda row: DemonstrationExample(*_alpaca_completion(row)), _ALPACA),
     Format("messages", "demonstrations", {_TURNS: is_messages},
@@ -288,7 +300,8 @@ OTHER: tuple[Format, ...] = (
     Format("turn-pairs", "demonstrations", {"conversation": is_pairs_of_turns}, _turn_pairs),
     Format("question-answer", "demonstrations", {"question": is_str, "answer|response": is_text}, _question_answer,
            ("system",)),
-    Format("prompt", "prompts", {"prompt": is_text}, lambda row: PromptExample(read_text(row.get("prompt"), "prompt"))),
+    Format("prompt", "prompts", {"prompt": is_text},
+           lambda row: PromptExample(*_with_system(row, read_text(row.get("prompt"), "prompt"))), ("system",)),
     Format("open-messages", "prompts", {_TURNS: _is_open}, _conversation_prompt, ("system",)),
     Format("instruction", "prompts", {"instruction": is_str}, lambda row: PromptExample(_alpaca_prompt(row)), _ALPACA),
     Format("question", "prompts", {"question": is_str},

@@ -161,17 +161,11 @@ def _parse_json(text: str, path: Path, *, lines: bool) -> list:
         raise DataError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from error
     if isinstance(data, list):
         return data
-    if lines or (path.suffix == ".json" and isinstance(data, dict) and text.count("\n") <= 1 and _is_row(data)):
-        return [data]
     holder = (
         next((key for key, value in data.items() if isinstance(value, list)), None) if isinstance(data, dict) else None
     )
     hint = f" Its key {holder!r} holds a list: save that list alone." if holder else ""
     raise DataError(f"{path} holds a JSON {type(data).__name__}, not a list of objects.{hint}")
-
-
-def _is_row(data: dict) -> bool:
-    return any(isinstance(value, str) for value in data.values())
 
 
 def _parse_lines(text: str, path: Path) -> list:

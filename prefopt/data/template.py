@@ -45,12 +45,15 @@ def render_prompt(
         tools: tool schemas for the chat template.
 
     Raises:
-        Drop: the chat template refuses these messages.
+        DataError: the chat template refuses these messages.
         UsageError: a template argument that the chat template does not read.
     """
     if isinstance(prompt, str):
         return prompt
-    return Renderer(tokenizer, DataSettings.of(settings)).render(prompt, open_turn=True, tools=tools)
+    try:
+        return Renderer(tokenizer, DataSettings.of(settings)).render(prompt, open_turn=True, tools=tools)
+    except Drop as drop:
+        raise DataError(f"this prompt cannot be rendered; it is one {drop.reason}.") from drop
 
 
 class Renderer:
@@ -79,6 +82,8 @@ class Renderer:
             Drop: the chat template refuses these messages.
         """
         if not self.has_template:
+            if tools:
+                raise Drop("with tools, which only a chat template can write")
             return "".join(segment.text for segment in self._plain(messages)) + ("Assistant:\n" if open_turn else "")
         return self._apply(messages, add_generation_prompt=open_turn, tools=tools, tokenize=False)
 
@@ -115,7 +120,9 @@ class Renderer:
                 continue
             before = start if number == len(prompt) else self.render(messages[:number], open_turn=True, tools=tools)
             after = self.render(messages[: number + 1], tools=tools)
-            if not (whole.startswith(after) and after.startswith(before) and len(before) >= place):
+            if not after.startswith(before):
+                raise Drop("whose answer the chat template does not write after its own generation prompt")
+            if not whole.startswith(after) or len(before) < place:
                 raise Drop("whose earlier turns the chat template rewrites")
             place = place or len(start)
             if len(before) > place:

@@ -37,6 +37,7 @@ PAIRS = {
           "messages": [u("Q"), a("good")]}, TURNS),
         ({"prompt": [u("Q")], "chosen": [u("Q"), a("good")], "rejected": [u("Q"), a("bad")]}, TURNS),
         ({"prompt": "Q", "chosen": a("good"), "rejected": a("bad")}, TURNS),
+        ({"system": "Be kind.", "prompt": "Q", **SIDES}, PairExample([SYSTEM, u("Q")], [a("good")], [a("bad")])),
     ],
     "implied-prompt-pairs": [
         ({"chosen": [u("Q"), a("good")], "rejected": [u("Q"), a("bad")]}, TURNS),
@@ -269,6 +270,18 @@ def test_renaming_and_naming_the_format():
     assert to_examples([safe], DataSettings(format="safe-rlhf-helpful")).examples[0].chosen == [a("bad")]
     with pytest.raises(DataError, match="'hh-rlhf', which lacks 'chosen'"):
         to_examples([safe], DataSettings(format="hh-rlhf"))
+
+
+def test_prompts_keep_every_column_for_reward_functions():
+    example = to_examples([{"question": "Q", "answer": "4"}], kind="prompts").examples[0]
+    assert example.columns == {"question": "Q", "answer": "4"}
+
+
+def test_a_malformed_row_is_counted_and_named():
+    rows = [{"instruction": "Q", "completions": [{"response": "x", "annotations": {"a": {"Rating": r}}} for r in "12"]}]
+    reading = to_examples([*rows, {"instruction": "Q", "completions": ["x"]}])
+    assert len(reading.examples) == 1
+    assert [(reason[:22], n) for reason, n in reading.dropped.items()] == [("malformed (first row 1", 1)]
 
 
 def test_multi_turn_json_strings():

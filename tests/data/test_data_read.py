@@ -67,6 +67,7 @@ def test_objects_in_memory():
         ("a.jsonl", "", "is empty"),
         ("a.json", '{"data": [{"a": 1}], "x": 2}', "JSON dict, not a list.*'data'"),
         ("a.json", '["a", "b"]', "row 0 is a str"),
+        ("a.json", '{"version": "1", "data": [{"a": 1}]}', "JSON dict.*'data'"),
         ("a.json", "3", "JSON int"),
         ("a.csv", "a,b\n1,2,3\n", "record 2"),
         ("a.txt", "hello", "cannot read .txt"),

@@ -1,5 +1,7 @@
 """Seams between prompt and completion, end-of-turn tokens, chat templates, truncation."""
 
+import copy
+
 import pytest
 
 from prefopt.data import (
@@ -13,7 +15,7 @@ from prefopt.data import (
 )
 from prefopt.data.messages import Drop
 from prefopt.data.tokenise import tokenise
-from prefopt.errors import UsageError
+from prefopt.errors import DataError, UsageError
 
 
 def u(text):
@@ -165,6 +167,39 @@ def test_a_template_that_rewrites_earlier_turns_drops_the_row(make):
     assert made.dropped == {"whose earlier turns the chat template rewrites": 1}
     refused = tokenise(rows[2:], make("llama2"), SETTINGS, 200)
     assert refused.dropped == {"which the chat template refuses (roles must alternate)": 1}
+
+
+THINKING = (
+    "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}{% else %}A:{{ m.content }}<|im_end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'A:<think>' }}{% endif %}"
+)
+
+
+def test_an_answer_that_the_generation_prompt_does_not_lead_to(make):
+    tokenizer = copy.copy(make("chatml"))
+    tokenizer.chat_template = THINKING
+    rows = [PairExample([u("Hi")], [a("you")], [a("me")]), PairExample([u("Hi")], [a("<think>x")], [a("<think>y")])]
+    made = tokenise(rows, tokenizer, SETTINGS, 200)
+    assert made.dropped == {"whose answer the chat template does not write after its own generation prompt": 1}
+
+
+def test_what_plain_text_cannot_say(make):
+    tools = PromptExample([u("Hi")], {"tools": [{"name": "f"}]})
+    assert tokenise([tools], make("plain"), SETTINGS, 99).dropped == {
+        "with tools, which only a chat template can write": 1
+    }
+    with pytest.raises(DataError, match="cannot be rendered"):
+        render_prompt([u("Hi"), a("", tool_calls=[{"name": "f"}])], make("plain"))
+    with pytest.raises(DataError, match="roles must alternate"):
+        render_prompt([u("Hi"), u("you")], make("llama2"))
+
+
+def test_tools_reach_the_template(make):
+    tokenizer = copy.copy(make("chatml"))
+    tokenizer.chat_template = "{% if tools %}{{ tools[0].name }}{% endif %}" + tokenizer.chat_template
+    for tools in ([{"name": "fff"}], '[{"name": "fff"}]'):
+        example = tokenise([PromptExample([u("Hi")], {"tools": tools})], tokenizer, SETTINGS, 99).examples[0]
+        assert tokenizer.decode(example.prompt).startswith("fff<|im_start|>")
 
 
 def test_stop_ids(make):
