@@ -7,6 +7,7 @@ from typing import Any
 
 from prefopt.errors import UsageError
 from prefopt.objective import Objective, check_parameter
+from prefopt.registry import REGISTRY
 from prefopt.verify.cases import Source
 
 FACTORS = (2.0, 0.3, 5.0, 0.5)
@@ -20,6 +21,8 @@ def alternatives(field: dataclasses.Field) -> tuple[Any, ...]:
         return tuple(value for value in meta["choices"] if value != default)
     if field.type is bool or isinstance(default, bool):
         return (not default,)
+    if default in REGISTRY:  # the name of another objective
+        return tuple(name for name in ("dpo", "simpo") if name != default)
     if not isinstance(default, (int, float)):
         return ()
     values = [default * factor for factor in FACTORS] + [default + addend for addend in ADDENDS] + [-default]

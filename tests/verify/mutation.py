@@ -1,0 +1,138 @@
+"""The kill rate of the certificates: ``python tests/verify/mutation.py [NAME ...]`` from the repository's root.
+
+Each mutant of each objective is run through values and gradients on fixed batches, compared with the scalar reference,
+then through the contract and finiteness. A mutant is killed by any of them. Survivors that are argued to be the same
+loss stand in `EQUIVALENT`; every other one is a hole in the checks.
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import torch  # noqa: E402
+from equivalent import EQUIVALENT  # noqa: E402
+from references import reference  # noqa: E402
+
+from prefopt import objectives  # noqa: E402
+from prefopt.objective import Objective  # noqa: E402
+from prefopt.registry import REGISTRY  # noqa: E402
+from prefopt.verify.cases import REGIMES, Seeded  # noqa: E402
+from prefopt.verify.contract import CONTRACT, finite  # noqa: E402
+from prefopt.verify.evaluation import evaluate, loss_of, state_of  # noqa: E402
+from prefopt.verify.mutate import Mutant, mutants  # noqa: E402
+from prefopt.verify.search import Trial, trial  # noqa: E402
+
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the reference says of one trial: the value, and the gradient of each entry between two bounds."""
+
+    one: Trial
+    value: float
+    gradient: dict[tuple[str, tuple[int, ...]], tuple[float, float]]
+
+
+def expectations(name: str) -> list[Expected]:
+    entry, found = REGISTRY[name], []
+    for seed in range(16):
+        one = trial(Seeded(seed), entry.cls, entry.fixed, regime=REGIMES[seed % 4], rows=1 + seed % 3, longest=6)
+        batch, mathematics = one.batch(), reference(entry.cls.name)
+        state = state_of(one.objective, batch)
+        if not mathematics.compares(one.objective, batch, state):
+            continue
+        value = float(mathematics.value(one.objective, batch, state))
+        gradient = {
+            (path, index): (float(min(left, right)), float(max(left, right)))
+            for path, index, left, right in mathematics.derivatives(one.objective, batch, state)
+        }
+        found.append(Expected(one, value, gradient))
+    return found
+
+
+def stillborn(mutant: Mutant, expected: list[Expected]) -> bool:
+    """Whether the mutant cannot run at all, which no check can take credit for."""
+    try:
+        agrees(expected[0], rebuilt(expected[0].one.objective, mutant))
+    except Exception:
+        return True
+    return False
+
+
+def killed(mutant: Mutant, expected: list[Expected]) -> bool:
+    """Whether some check tells the mutant from the objective. One that raises on some input is told."""
+    try:
+        return any(not agrees(one, rebuilt(one.one.objective, mutant)) for one in expected) or breaks(mutant, expected)
+    except Exception:
+        return True
+
+
+def rebuilt(objective: Objective, mutant: Mutant) -> Objective:
+    return mutant.cls(**{name: getattr(objective, name) for name in objective.__dataclass_fields__})
+
+
+def agrees(expected: Expected, objective: Objective) -> bool:
+    batch = expected.one.batch()
+    # The state is a fact of the trial; a mutant of `prepare` is not what is tried here.
+    result = evaluate(loss_of(objective), batch, state_of(expected.one.objective, batch))
+    if not close(float(result.value), expected.value, expected.value):
+        return False
+    for (path, index), (low, high) in expected.gradient.items():
+        found = float(result.gradient[path][index])
+        if max(abs(low), abs(high)) * 1e-18 > 1e-9 * abs(expected.value):
+            continue
+        if not (low <= found <= high or close(found, low, high) or close(found, high, low)):
+            return False
+    return True
+
+
+def close(found: float, exact: float, scale: float) -> bool:
+    return math.isfinite(found) and abs(found - exact) <= TOLERANCE * (abs(exact) + abs(scale)) + 1e-14
+
+
+def breaks(mutant: Mutant, expected: list[Expected]) -> bool:
+    for one in expected[:4]:
+        mutated = replace(one.one, objective=rebuilt(one.one.objective, mutant))
+        if any(not check(mutated).passed for name, check in CONTRACT.items() if name != "padding"):
+            return True
+    name = expected[0].one.objective.name
+    for seed, regime in enumerate(("extreme", "certain", "extreme", "extreme")):
+        one = trial(Seeded(seed), REGISTRY[name].cls, {}, defaults=True, regime=regime, rows=4, longest=6)
+        mutated = replace(one, objective=rebuilt(one.objective, mutant))
+        if not finite(mutated, torch.float32).passed:
+            return True
+    return False
+
+
+def survivors(name: str) -> Iterator[tuple[str, str | None]]:
+    """Every mutant by its text, with None if it was killed."""
+    expected = expectations(name)
+    for mutant in mutants(REGISTRY[name].cls):
+        if stillborn(mutant, expected):
+            continue
+        yield str(mutant), None if killed(mutant, expected) else str(mutant)
+
+
+def main(names: list[str]) -> int:
+    total = dead = argued = 0
+    objectives.load()
+    for name in names or [name for name in objectives.names() if not REGISTRY[name].fixed]:
+        results = list(survivors(name))
+        alive = [text for text, survivor in results if survivor]
+        known = [text for text in alive if text in EQUIVALENT.get(name, {})]
+        total, dead, argued = total + len(results), dead + len(results) - len(alive), argued + len(known)
+        print(f"{name}: {len(results) - len(alive)} of {len(results)} killed, {len(known)} argued to be equivalent")
+        for text in alive:
+            print(f"    {'=' if text in known else '!'} {text}")
+    rate = dead / max(total - argued, 1)
+    print(f"{dead} of {total} mutants killed, {argued} argued to be equivalent: {100 * rate:.1f} % of the rest")
+    return 0 if rate >= 0.99 else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
