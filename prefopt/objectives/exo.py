@@ -41,7 +41,8 @@ class EXO(Objective[Ranked]):
         # Subtracted before the division, for r/β_r may be too large to keep the differences.
         target = (batch.scores - batch.scores[top]) / self.beta_reward
         log_policy, log_target = grouped_log_softmax(policy, same), grouped_log_softmax(target, same)
-        # Σ p_i d_i with d = log p − log q, written as d_top + Σ p_i (d_i − d_top): nothing cancels when p is all but hard.
+        # Σ p_i d_i with d = log p − log q, written as d_top + Σ p_i (d_i − d_top): nothing cancels when p is all but
+        # hard.
         others = log_policy.exp() * (policy - policy[top] - target)
         first = top == torch.arange(len(top), device=top.device)
         return {"ranking": Term(torch.where(first, log_policy - log_target, others), "group")}
