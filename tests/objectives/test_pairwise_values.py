@@ -36,6 +36,7 @@ SETTINGS = {
         {"divergence": "forward_kl", "beta": 0.4},
         {"divergence": "alpha"},
         {"divergence": "alpha", "alpha": 0.2, "beta": 0.4},
+        {"divergence": "alpha", "alpha": 1e-9, "beta": 0.4},
     ],
     "rdpo_length": [{}, {"alpha": 0.6, "beta": 0.4}],
     "ld_dpo": [{}, {"alpha": 0.2, "beta": 0.4}, {"reweight_reference": False}, {"alpha": 0.0}],
@@ -47,7 +48,7 @@ SETTINGS = {
     "rebel": [{}, {"eta": 0.3}, {"eta": 0.3, "eta_on_rewards": True}],
     "cpo": [{}, {"nll": "sequence", "alpha": 0.3}, {"nll": "sum", "alpha": 0.3, "beta": 0.6}],
     "cpo_simpo": [{}, {"nll": "sequence", "alpha": 0.3, "gamma": 0.4}],
-    "alphapo": [{}, {"alpha": -0.7, "beta": 1.5, "gamma": 0.4}, {"alpha": 0.0}],
+    "alphapo": [{}, {"alpha": -0.7, "beta": 1.5, "gamma": 0.4}, {"alpha": 0.0}, {"alpha": 1e-9}],
 }
 
 CASES = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
@@ -534,6 +535,18 @@ def test_alphapo_clamps_and_says_how_often():
     assert loss.terms["preference"].values.isfinite().all()
     grad = gradient(get_objective("alphapo"), batch, "chosen.logps")
     assert grad[0] == 0 and grad[1] < 0
+
+
+def test_gradients_keep_their_digits_far_away():
+    """e^x − 1 must not lose the gradient e^x of a very negative x."""
+    found = gradient(get_objective("forward_kl_dpo", beta=0.1), sums([30.0], [0.5]), "chosen.logps").item()
+    z = 0.1 * (math.exp(-0.5) - math.exp(-30.0))
+    assert found == pytest.approx(-0.1 * math.exp(-30.0) / (1 + math.exp(z)), rel=1e-12, abs=0)
+    n = torch.ones(1, dtype=torch.long)
+    batch = Pairs.from_sums(torch.tensor([-60.0]).double(), torch.tensor([-1.0]).double(), lengths=(n, n))
+    found = gradient(get_objective("alphapo", alpha=-0.7), batch, "chosen.logps").item()
+    z = 2.5 / 0.7 * (math.exp(-42.0) - math.exp(-0.7)) - 0.1
+    assert found == pytest.approx(-2.5 * math.exp(-42.0) / (1 + math.exp(z)), rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("alpha", [0.25, -0.7])
