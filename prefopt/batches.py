@@ -190,7 +190,7 @@ class Pairs(Batch):
         ref_chosen: Float[Tensor, " n"] | None = None,
         ref_rejected: Float[Tensor, " n"] | None = None,
         lengths: tuple[Int[Tensor, " n"], Int[Tensor, " n"]] | None = None,
-        **labels: Float[Tensor, " n"] | None,
+        **labels: Float[Tensor, " n"] | Int[Tensor, " n"] | None,
     ) -> Self:
         """Build pairs from summed log-probabilities.
 

@@ -1,0 +1,417 @@
+"""Objectives with a memory, a random draw or token statistics, against their references and the facts that pin them."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import mpmath
+import pytest
+import torch
+from mpmath import mpf
+from references import reference
+
+from prefopt.batches import Completions, Labelled, Pairs, TokenLogps
+from prefopt.errors import UsageError
+from prefopt.objective import keyed_uniform
+from prefopt.objectives import get_objective
+from prefopt.objectives.sampo import positions
+from prefopt.reduction import global_counts
+
+SETTINGS = {
+    "bco_pair": [{}, {"beta": 0.7}],
+    "tdpo1": [{}, {"beta": 0.7}],
+    "tdpo2": [{}, {"beta": 0.7, "alpha": 1.5}],
+    "wpo": [{}, {"beta": 0.7, "clamp": True}],
+    "wpo_weighted": [{}, {"clamp": True}],
+    "beta_dpo": [{"filter_ratio": 0.4, "a": 0.3}, {"beta0": 0.5, "filter_ratio": 0.0, "gap": "reward"}],
+    "sampo": [{}, {"beta": 0.7}],
+    "mpo": [{}, {"beta": 0.6, "quality_weight": 0.7, "generation_weight": 0.3, "nll": "token"}],
+}
+CASES = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
+FIELDS = ("logps", "ref_logps", "kl", "log_sum_p2")
+
+# Per token: log-probability, that of the reference, KL, log Σp².
+CHOSEN = [
+    [(-0.3, -0.8, 0.2, -0.9), (-1.7, -1.1, 0.05, -1.4), (-0.05, -0.2, 0.6, -0.1)],
+    [(-4.1, -2.6, 1.1, -3.0)],
+    [(-0.9, -1.2, 0.0, -0.2), (-0.6, -2.9, 2.0, -0.3)],
+]
+REJECTED = [
+    [(-2.2, -1.3, 0.4, -2.1), (-0.4, -0.9, 0.1, -0.6)],
+    [(-0.6, -0.9, 0.3, -1.0), (-0.7, -0.2, 0.2, -0.5), (-1.9, -2.4, 0.7, -1.1), (-0.01, -0.6, 0.0, -0.02)],
+    [(-1.4, -0.1, 0.9, -0.8), (-2.3, -1.6, 0.5, -2.0)],
+]
+IDS = [11, 5, 830]
+
+
+def completions(rows, padding=0, fill=math.nan):
+    width = max(map(len, rows)) + padding
+    columns = torch.full((4, len(rows), width), fill, dtype=torch.float64)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        mask[i, : len(row)] = True
+        columns[:, i, : len(row)] = torch.tensor(row, dtype=torch.float64).T
+    return {"mask": mask, **{name: column.requires_grad_() for name, column in zip(FIELDS, columns, strict=True)}}
+
+
+def pairs(chosen=CHOSEN, rejected=REJECTED, ids=IDS, **options):
+    leaves = {"chosen": completions(chosen, **options), "rejected": completions(rejected, **options)}
+    parts = {side: Completions.from_tokens(TokenLogps(**columns)) for side, columns in leaves.items()}
+    return Pairs(**parts, ids=torch.tensor(ids)), leaves
+
+
+def example_list(moved=None):
+    """Examples for a reference; ``moved`` is (side, row, field, token, step)."""
+    made = []
+    for i, ident in enumerate(IDS):
+        example = SimpleNamespace(id=ident)
+        for side, rows in (("chosen", CHOSEN), ("rejected", REJECTED)):
+            fixed = {name: [mpf(token[k]) for token in rows[i]] for k, name in enumerate(FIELDS)}
+            here = {name: list(values) for name, values in fixed.items()}
+            if moved and moved[:2] == (side, i):
+                here[moved[2]][moved[3]] += moved[4]
+            setattr(example, side, SimpleNamespace(**here, detached=SimpleNamespace(**fixed)))
+        made.append(example)
+    return made
+
+
+def step_state(objective, batch):
+    return objective.prepare(objective.init_state(), objective.observe(batch.detach()))
+
+
+def arguments(objective, state):
+    given = {name: value for name, value in vars(objective).items() if name not in ("needs", "inner", "parts")}
+    given |= {name: value.tolist() for name, value in state.items()}
+    return {name: mpf(value) if isinstance(value, float) else value for name, value in given.items()}
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_value_and_gradient(name, setting):
+    objective, (batch, leaves) = get_objective(name, **setting), pairs()
+    state = step_state(objective, batch)
+    value = objective(batch, state).mean()
+    value.backward()
+    loss = reference(name).module.loss
+    with mpmath.workdps(50):
+        given = arguments(objective, state)
+        assert float(value.detach()) == pytest.approx(float(loss(example_list(), **given)), rel=1e-12)
+        step = mpf("1e-20")
+        for side, rows in (("chosen", CHOSEN), ("rejected", REJECTED)):
+            for field in FIELDS:
+                found = leaves[side][field].grad
+                found = torch.zeros(3, 9, dtype=torch.float64) if found is None else found
+                for i, t in [(i, t) for i, row in enumerate(rows) for t in range(len(row))]:
+                    up, down = (loss(example_list((side, i, field, t, s)), **given) for s in (step, -step))
+                    exact = float((up - down) / (2 * step))
+                    assert float(found[i, t]) == pytest.approx(exact, rel=1e-11, abs=1e-14), (side, field, i, t)
+
+
+@pytest.mark.parametrize("setting", [{}, {"beta": 0.6, "average": "row"}])
+def test_bco_value_and_gradient(setting):
+    objective = get_objective("bco", **setting)
+    logps = torch.tensor([-2.0, -1.0, -7.0, -0.5], dtype=torch.float64, requires_grad=True)
+    ref_logps = torch.tensor([-3.0, -0.1, -2.0, -5.0], dtype=torch.float64)
+    rows = Completions(logps=logps, ref_logps=ref_logps, lengths=torch.ones(4, dtype=torch.int64))
+    batch = Labelled(completions=rows, desirable=torch.tensor([True, False, True, True]))
+    state = step_state(objective, batch)
+    value = objective(batch, state).mean()
+    value.backward()
+
+    def exact(moved=-1, step=0):
+        made = []
+        for i in range(4):
+            one = SimpleNamespace(logps=[mpf(float(logps[i].detach())) + (step if i == moved else 0)])
+            one.ref_logps = [mpf(float(ref_logps[i]))]
+            made.append(SimpleNamespace(completion=one, desirable=bool(batch.desirable[i])))
+        return reference("bco").module.loss(made, **arguments(objective, state))
+
+    with mpmath.workdps(50):
+        assert float(value.detach()) == pytest.approx(float(exact()), rel=1e-13)
+        step = mpf("1e-20")
+        for i in range(4):
+            slope = (exact(i, step) - exact(i, -step)) / (2 * step)
+            assert float(logps.grad[i]) == pytest.approx(float(slope), rel=1e-12)
+
+
+# BCO.
+
+
+def test_bco_at_the_reference_and_on_pairs():
+    batch, _ = pairs()
+    same = Pairs.from_sums(torch.ones(3), torch.ones(3) * 2, torch.ones(3), torch.ones(3) * 2)
+    for name in ("bco", "bco_pair"):
+        assert float(get_objective(name)(same).mean()) == pytest.approx(2 * math.log(2), rel=1e-6)
+    assert float(get_objective("bco", average="row")(same).mean()) == pytest.approx(math.log(2), rel=1e-6)
+    one, two = (get_objective(name, beta=0.4)(batch).mean() for name in ("bco", "bco_pair"))
+    torch.testing.assert_close(one, two)
+
+
+def test_bco_pair_is_at_least_dpo():
+    batch, _ = pairs()
+    dpo = get_objective("dpo", beta=0.4)(batch).terms["preference"].values
+    for delta in (-3.0, 0.0, 0.7, 5.0):
+        bco = get_objective("bco_pair", beta=0.4)(batch, {"delta": torch.tensor(delta)}).terms["quality"].values
+        assert (bco >= dpo).all()
+
+
+def test_bco_shift_is_the_mean_of_all_rewards_seen():
+    objective = get_objective("bco_pair", beta=0.5)
+    state, rewards = objective.init_state(), []
+    for size in (1, 3, 2):
+        batch = Pairs.from_sums(*(torch.randn(size) for _ in range(4)))
+        rewards.append(torch.cat([objective.reward(batch.chosen), objective.reward(batch.rejected)]))
+        state = objective.prepare(state, objective.observe(batch))
+        assert float(state["delta"]) == pytest.approx(float(torch.cat(rewards).mean()), abs=1e-6)
+    frozen = objective.prepare(state, objective.observe(batch), frozen=True)
+    assert frozen["delta"] is state["delta"]
+
+
+def test_bco_shift_carries_no_gradient():
+    batch, leaves = pairs()
+    objective = get_objective("bco_pair", beta=0.5)
+    state = step_state(objective, batch)
+    assert not state["delta"].requires_grad
+    (implicit,) = torch.autograd.grad(objective(batch).mean(), leaves["chosen"]["logps"], retain_graph=True)
+    (explicit,) = torch.autograd.grad(objective(batch, state).mean(), leaves["chosen"]["logps"])
+    assert torch.equal(implicit, explicit)
+
+
+# β-DPO.
+
+
+def test_beta_dpo_becomes_dpo():
+    batch, _ = pairs()
+    plain = get_objective("beta_dpo", a=0.0, filter_ratio=0.0)(batch).mean()
+    torch.testing.assert_close(plain, get_objective("dpo")(batch).mean(), rtol=1e-15, atol=0)
+    same = Pairs.from_sums(*[torch.ones(5, dtype=torch.float64)] * 4, ids=torch.arange(5))
+    assert float(get_objective("beta_dpo")(same).mean()) == pytest.approx(math.log(2), rel=1e-15)
+
+
+def test_beta_dpo_in_evaluation_is_dpo_and_learns_nothing():
+    batch, _ = pairs()
+    objective = get_objective("beta_dpo")
+    state = step_state(objective, batch)
+    frozen = objective.prepare(state, objective.observe(batch), frozen=True)
+    torch.testing.assert_close(objective(batch, frozen).mean(), get_objective("dpo")(batch).mean())
+    assert all(frozen[key] is state[key] for key in objective.init_state())
+
+
+def test_beta_dpo_draws_by_id_and_by_step():
+    n = 40
+    batch = Pairs.from_sums(*(torch.randn(n, dtype=torch.float64) for _ in range(4)), ids=torch.arange(n) * 3)
+    objective = get_objective("beta_dpo")
+    # A wide σ, so that all pairs are about as likely.
+    start = {**objective.init_state(), "std": torch.tensor(50.0, dtype=torch.float64)}
+    first = objective.prepare(start, objective.observe(batch))
+    assert len(first["dropped"]) == 8
+    order = torch.randperm(n)
+    shuffled = replace(batch, chosen=batch.chosen[order], rejected=batch.rejected[order], ids=batch.ids[order])
+    again = objective.prepare(start, objective.observe(shuffled))
+    assert set(again["dropped"].tolist()) == set(first["dropped"].tolist())
+    second = objective.prepare(first, objective.observe(batch))
+    assert set(second["dropped"].tolist()) != set(first["dropped"].tolist())
+    with pytest.raises(UsageError, match="ids"):
+        objective(replace(batch, ids=None))
+
+
+def test_beta_dpo_draws_with_the_stated_weights():
+    """Of two pairs one is kept: the first with probability w_1/(w_1 + w_2)."""
+    objective = get_objective("beta_dpo", filter_ratio=0.5)
+    z, kept = torch.tensor([0.0, 1.3], dtype=torch.float64), 0
+    for i in range(4000):
+        kept += int(objective._draw(z, torch.tensor([2 * i, 2 * i + 1]), torch.tensor(3))[0])
+    expected = 1 / (1 + math.exp(-0.5 * 1.3**2))
+    assert kept / 4000 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 4000))
+
+
+def test_beta_dpo_of_one_pair():
+    objective = get_objective("beta_dpo")
+    batch = Pairs.from_sums(*(torch.randn(1) for _ in range(4)), ids=torch.tensor([4]))
+    state = step_state(objective, batch)
+    assert all(torch.isfinite(value).all() for value in state.values())
+    assert torch.isfinite(objective(batch, state).mean())
+
+
+@pytest.mark.parametrize("name", ["beta_dpo", "sampo", "bco_pair", "mpo"])
+def test_micro_batches_change_nothing(name):
+    objective, (batch, _) = get_objective(name), pairs()
+    state = step_state(objective, batch)
+    parts = [
+        replace(batch, chosen=batch.chosen[rows], rejected=batch.rejected[rows], ids=batch.ids[rows])
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    observed = [objective.observe(part.detach()) for part in parts]
+    together = {key: torch.cat([values[key] for values in observed]) for key in observed[0]}
+    for key, value in objective.prepare(objective.init_state(), together).items():
+        torch.testing.assert_close(value, state[key])
+    counts = global_counts([objective.counts(part) for part in parts], lambda own: own)
+    total = sum(objective(part, state).reduce(counts) for part in parts)
+    torch.testing.assert_close(total, objective(batch, state).mean(), rtol=1e-14, atol=0)
+
+
+# SamPO.
+
+
+def test_sampo_at_equal_lengths_is_dpo():
+    batch, _ = pairs(REJECTED, REJECTED[::-1])
+    equal = replace(batch, chosen=batch.chosen[[0, 2]], rejected=batch.rejected[[0, 2]], ids=batch.ids[[0, 2]])
+    torch.testing.assert_close(get_objective("sampo")(equal).mean(), get_objective("dpo")(equal).mean())
+
+
+def test_sampo_at_the_reference():
+    batch, _ = pairs()
+    same = [
+        Completions.from_tokens(replace(part.tokens, ref_logps=part.tokens.logps))
+        for part in (batch.chosen, batch.rejected)
+    ]
+    value = get_objective("sampo")(Pairs(chosen=same[0], rejected=same[1], ids=batch.ids)).mean()
+    assert float(value.detach()) == pytest.approx(math.log(2), rel=1e-15)
+
+
+def test_sampo_is_not_changed_by_padding_or_by_steps_of_evaluation():
+    objective, (batch, _), (wide, _) = get_objective("sampo"), pairs(), pairs(padding=4, fill=-5.0)
+    assert torch.equal(objective(batch).mean(), objective(wide).mean())
+    state = objective.init_state()
+    for _ in range(3):
+        state = objective.prepare(state, {})
+    assert int(state["draw"]) == 3
+    assert int(objective.prepare(state, {}, frozen=True)["draw"]) == 0
+
+
+def test_sampo_positions_are_uniform_subsets():
+    n, draw = 6000, torch.tensor(1)
+    mask = torch.ones(n, 5, dtype=torch.bool)
+    mask[:, 1] = False
+    tokens = TokenLogps(mask=mask, logps=torch.zeros(n, 5))
+    picked = positions(tokens, torch.full((n,), 2), torch.arange(n), draw, 0)
+    assert torch.equal(picked.sum(dim=1), torch.full((n,), 2)) and not picked[:, 1].any()
+    subsets = (picked.long() * torch.tensor([1, 0, 2, 4, 8])).sum(dim=1).unique(return_counts=True)[1]
+    # Six subsets of two, 1000 each on average, standard deviation 29.
+    assert len(subsets) == 6 and int(subsets.min()) > 880 and int(subsets.max()) < 1120
+    again = positions(tokens, torch.full((n,), 2), torch.arange(n), draw, 1)
+    assert not torch.equal(picked, again)
+
+
+def test_keyed_uniform():
+    ids = torch.arange(20000)
+    draws = torch.stack([keyed_uniform(ids, key) for key in (0, 1)])
+    assert float(draws.min()) > 0 and float(draws.max()) < 1
+    assert float(draws.mean()) == pytest.approx(0.5, abs=0.006)
+    assert abs(float(torch.corrcoef(draws)[0, 1])) < 0.03
+    assert torch.equal(keyed_uniform(ids, 1)[7:9], keyed_uniform(torch.tensor([7, 8]), 1))
+    # splitmix64 from the state 0: its first output is 0xE220A8397B1DCDAF.
+    assert float(keyed_uniform(0)) == ((0xE220A8397B1DCDAF >> 12) + 0.5) / 2**52
+
+
+# TDPO.
+
+
+def test_tdpo_values():
+    batch, leaves = pairs()
+    dpo, one, two = get_objective("dpo"), get_objective("tdpo1"), get_objective("tdpo2", alpha=1.0)
+    torch.testing.assert_close(get_objective("tdpo2", alpha=0.0)(batch).mean(), dpo(batch).mean())
+    torch.testing.assert_close(two(batch).mean(), one(batch).mean())
+    chosen, rejected = leaves["chosen"]["kl"], leaves["rejected"]["kl"]
+    first = torch.autograd.grad(one(batch).mean(), (chosen, rejected), retain_graph=True)
+    second = torch.autograd.grad(two(batch).mean(), (chosen, rejected), allow_unused=True)
+    assert second[0] is None or not second[0].any()
+    assert (first[0][~first[0].isnan()] <= 0).all() and first[0].nansum() < 0
+    torch.testing.assert_close(first[1], second[1])
+
+
+def test_tdpo_reward_margin_is_what_the_loss_sees():
+    batch, _ = pairs()
+    for name in ("tdpo1", "tdpo2"):
+        loss = get_objective(name)(batch)
+        expected = -torch.nn.functional.logsigmoid(loss.metrics["rewards/margins"])
+        torch.testing.assert_close(loss.terms["preference"].values.detach(), expected)
+
+
+def test_tdpo_alone_is_refused():
+    with pytest.raises(UsageError, match="'tdpo1' or 'tdpo2'"):
+        get_objective("tdpo")
+
+
+def test_missing_statistics_are_named():
+    batch, _ = pairs()
+    bare = [replace(part, tokens=replace(part.tokens, kl=None)) for part in (batch.chosen, batch.rejected)]
+    with pytest.raises(UsageError, match="'kl'"):
+        get_objective("tdpo2")(Pairs(chosen=bare[0], rejected=bare[1]))
+
+
+# WPO.
+
+
+def test_wpo_with_unit_weights_is_its_base():
+    batch, _ = pairs()
+    even = [
+        replace(part, tokens=replace(part.tokens, log_sum_p2=part.tokens.logps.detach()))
+        for part in (batch.chosen, batch.rejected)
+    ]
+    flat = Pairs(chosen=even[0], rejected=even[1], ids=batch.ids)
+    for one, other in [
+        (get_objective("wpo", beta=0.1), get_objective("dpo")),
+        (get_objective("wpo_weighted", base="simpo(gamma=0.3)"), get_objective("simpo", gamma=0.3)),
+        (get_objective("wpo_weighted", base="orpo"), get_objective("orpo")),
+        (get_objective("wpo_weighted", base="bco_pair"), get_objective("bco_pair")),
+    ]:
+        torch.testing.assert_close(one(flat).mean(), other(flat).mean())
+
+
+def test_wpo_weighs_dpo_like_any_other_base():
+    batch, _ = pairs()
+    for clamp in (False, True):
+        one = get_objective("wpo", beta=0.3, clamp=clamp)(batch)
+        other = get_objective("wpo_weighted", base="dpo(beta=0.3)", clamp=clamp)(batch)
+        assert torch.equal(one.mean(), other.mean())
+        assert torch.equal(one.metrics["weight"], other.metrics["weight"])
+    weights = get_objective("wpo")(batch).metrics["weight"]
+    assert weights.max() > 1 and get_objective("wpo", clamp=True)(batch).metrics["weight"].max() == 1
+    reference_free = get_objective("wpo_weighted", base="simpo")
+    assert not reference_free.needs.reference and reference_free.needs.lengths
+
+
+def test_wpo_per_token_weight_is_one_on_average_on_policy():
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    log_sum_p2 = (probabilities**2).sum().log().reshape(1, 1)
+    weights = []
+    for p in probabilities:
+        tokens = TokenLogps(
+            mask=torch.ones(1, 1).bool(), logps=p.log().reshape(1, 1), ref_logps=log_sum_p2, log_sum_p2=log_sum_p2
+        )
+        # The other response has weight 1.
+        neutral = replace(tokens, logps=log_sum_p2)
+        sides = [Completions.from_tokens(one) for one in (tokens, neutral)]
+        weights.append(get_objective("wpo")(Pairs(chosen=sides[0], rejected=sides[1])).metrics["weight"])
+    assert float((probabilities * torch.cat(weights)).sum()) == pytest.approx(1, rel=1e-14)
+
+
+def test_wpo_refuses_bases_that_it_cannot_weigh():
+    for base in ("sft", "aot_paired", "kto"):
+        with pytest.raises(UsageError, match="one pair at a time"):
+            get_objective("wpo_weighted", base=base)
+    with pytest.raises(UsageError, match="no objective 'dop'"):
+        get_objective("wpo_weighted", base="dop")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_finite_for_large_margins(name, dtype):
+    extremes = torch.tensor([[-1e4], [-1e-8], [0.0]], dtype=dtype)
+    leaves = [extremes.clone().requires_grad_(), extremes.flip(0).clone().requires_grad_()]
+    sides = [
+        Completions.from_tokens(
+            TokenLogps(
+                mask=torch.ones(3, 1).bool(),
+                logps=leaf,
+                ref_logps=extremes.flip(0) if side else extremes.roll(1, 0),
+                kl=torch.full((3, 1), 1e4, dtype=dtype),
+                log_sum_p2=torch.full((3, 1), -11.0, dtype=dtype),
+            )
+        )
+        for side, leaf in enumerate(leaves)
+    ]
+    value = get_objective(name)(Pairs(chosen=sides[0], rejected=sides[1], ids=torch.arange(3))).mean()
+    value.backward()
+    assert torch.isfinite(value)
+    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves)
