@@ -183,6 +183,13 @@ def test_an_answer_that_the_generation_prompt_does_not_lead_to(make):
     assert made.dropped == {"whose answer the chat template does not write after its own generation prompt": 1}
 
 
+def test_a_generation_template_that_renders_the_prompt_otherwise_later(make):
+    tokenizer = copy.copy(make("generation"))
+    tokenizer.chat_template = "{% if not add_generation_prompt %}later {% endif %}" + tokenizer.chat_template
+    made = tokenise([DemonstrationExample([u("Hi")], TALK)], tokenizer, SETTINGS, 200)
+    assert made.dropped == {"whose earlier turns the chat template rewrites": 1}
+
+
 def test_what_plain_text_cannot_say(make):
     tools = PromptExample([u("Hi")], {"tools": [{"name": "f"}]})
     assert tokenise([tools], make("plain"), SETTINGS, 99).dropped == {
