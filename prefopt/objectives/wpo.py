@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Pairs
+from prefopt.batches import Batch, Completions, Pairs
 from prefopt.errors import UsageError
 from prefopt.objective import About, Needs, Objective, State, Term, parameter
 from prefopt.registry import build, register
@@ -106,6 +106,9 @@ class WPOWeighted(Objective[Pairs]):
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """The implicit reward of the base."""
         return self.inner.reward(completions)
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        return self.inner.counts(batch)
 
     def init_state(self) -> dict[str, Tensor]:
         return self.inner.init_state()

@@ -354,6 +354,7 @@ def test_wpo_with_unit_weights_is_its_base():
         (get_objective("wpo_weighted", base="simpo(gamma=0.3)"), get_objective("simpo", gamma=0.3)),
         (get_objective("wpo_weighted", base="orpo"), get_objective("orpo")),
         (get_objective("wpo_weighted", base="bco_pair"), get_objective("bco_pair")),
+        (get_objective("wpo_weighted", base="mpo(nll=token)"), get_objective("mpo", nll="token")),
     ]:
         torch.testing.assert_close(one(flat).mean(), other(flat).mean())
 
