@@ -1,6 +1,7 @@
 """One schema for YAML files, flags and Python: what a training run is."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,6 +9,24 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefopt.errors import UsageError, did_you_mean
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads numbers and booleans as YAML 1.2 does: 5e-6 is a number, and `no` is a word (as in save_strategy: no)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float"))]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|false|True|False|TRUE|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+    list("-+.0123456789"),
+)
 
 
 class DataConfig(BaseModel):
@@ -84,18 +103,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"config file {path} does not exist.")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _Loader)
     except yaml.YAMLError as error:
         raise UsageError(f"config file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"config file {path} must hold a mapping with keys such as model: and data:.")
-    return _numbers(values)
+    return values
 
 
 def parse_value(text: str) -> Any:
-    """A flag's text as a value: numbers (5e-6 too), true/false/null, lists and mappings as YAML, else text."""
+    """A flag's text as a value: numbers, true/false/null, lists and mappings as YAML 1.2 reads them, else text."""
     try:
-        return _numbers(yaml.safe_load(text))
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
 
@@ -177,17 +196,3 @@ def make_trainer(config: RunConfig) -> Any:
         args={"output_dir": str(Path(config.out) / "checkpoints"), **config.args},
         trust_remote_code=config.trust_remote_code,
     )
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 5e-6 as text; people who write it mean the number."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str) and value[:1] in "+-.0123456789":
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

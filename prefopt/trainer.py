@@ -24,13 +24,13 @@ from prefopt.errors import UsageError
 from prefopt.metrics import Means
 from prefopt.models import ModelSettings, Reference, load_policy, load_tokenizer, make_reference, save_policy
 from prefopt.models.adapters import is_adapter_model
+from prefopt.models.export import RUN_FILE
 from prefopt.objective import Objective, State
 from prefopt.reduction import global_counts, step_loss
 from prefopt.rollouts import GenerationSettings, RolloutLoader, TransformersGenerator, make_reward
 from prefopt.steps import StepScorer
 
 STATE_FILE = "objective_state.safetensors"
-RUN_FILE = "prefopt.json"
 # Nats per token by which policy and reference may differ at the start; equal weights give 0 on one machine.
 START_TOLERANCE = 1e-3
 
@@ -103,11 +103,11 @@ class Trainer(transformers.Trainer):
         self._check_assembly(reference, reward, generation)
         settings = ModelSettings(adapter=adapter, lora=dict(lora or {}), trust_remote_code=trust_remote_code)
         arrived_with_adapter = _brings_adapter(model)
+        trains_adapter = adapter is not None or arrived_with_adapter
+        self._adapter_kind = ("qlora" if settings.quantize else "lora") if trains_adapter else None
         args = training_arguments(
             args,
-            self.algorithm.recipe.arguments(
-                trains_adapter=adapter is not None or arrived_with_adapter, quantized=settings.quantize
-            ),
+            self.algorithm.recipe.arguments(trains_adapter=trains_adapter, quantized=settings.quantize),
             algorithm=self.algorithm.name,
         )
         set_seed(args.seed)
@@ -407,6 +407,7 @@ class Trainer(transformers.Trainer):
             "transformers": transformers.__version__,
             "algorithm": self.algorithm.name,
             "hyperparameters": self.algorithm.hyperparameters,
+            "adapter": self._adapter_kind,
             "data": self.train_dataset.audit.lines() if self.train_dataset is not None else [],
             "step": self.state.global_step,
             "arguments": self.args.to_dict(),

@@ -12,6 +12,9 @@ _beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))
 def check(function: Callable) -> Callable:
     """`beartype` without the hints that it refuses: `Self`, which it takes in decorated classes only while the hook
     decorates methods one by one, and protocols that cannot be checked at run time."""
+    if function.__module__.startswith("prefopt.cli"):
+        # typer fills the parameters of commands by rules of its own.
+        return function
     hints = getattr(function, "__annotations__", {})
     function.__annotations__ = {name: hint for name, hint in hints.items() if not _uncheckable(hint)}
     return _beartype(function)

@@ -20,7 +20,7 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Path or hub id of a m
 FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-def _version(show: bool) -> None:
+def _version(show: bool | None) -> None:
     if show:
         print(f"prefopt {__version__}")
         raise typer.Exit
@@ -28,7 +28,9 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")
+    ] = None,
 ) -> None: ...
 
 
@@ -74,11 +76,13 @@ def train(
     (--learning-rate 5e-6), data settings (--max-length 512) or generation settings (--n 8)."""
     from prefopt.cli.train import run_training
 
-    given = {"algorithm": algorithm, "model": model, "adapter": adapter, "reference": reference, "out": out}
+    # Click takes an unknown flag for the missing argument.
+    free = [*([algorithm] if algorithm else []), *context.args]
+    given = {"model": model, "adapter": adapter, "reference": reference, "out": out}
     given |= {"reward": reward[0] if reward and len(reward) == 1 else reward}
     given |= {"resume": resume or None, "trust_remote_code": trust_remote_code or None}
     places = {"train": data, "eval": eval_data}
-    run_training(given, places, config, set_ or [], context.args)
+    run_training(given, places, config, set_ or [], free)
 
 
 @app.command()

@@ -9,10 +9,10 @@ from prefopt.errors import UsageError
 
 
 def run_training(
-    given: dict[str, Any], places: dict[str, Any], config_file: str | None, assignments: list[str], extra: list[str]
+    given: dict[str, Any], places: dict[str, Any], config_file: str | None, assignments: list[str], free: list[str]
 ) -> None:
     """Assemble the run from file, flags and assignments (later ones win), train it, and save the result."""
-    config = assemble(given, places, config_file, assignments, extra)
+    config = assemble(given, places, config_file, assignments, free)
     trainer = make_trainer(config)
     trainer.train(resume_from_checkpoint=config.resume)
     if config.data.eval is not None:
@@ -23,9 +23,9 @@ def run_training(
 
 
 def assemble(
-    given: dict[str, Any], places: dict[str, Any], config_file: str | None, assignments: list[str], extra: list[str]
+    given: dict[str, Any], places: dict[str, Any], config_file: str | None, assignments: list[str], free: list[str]
 ) -> RunConfig:
-    """The validated config of a run.
+    """The validated config of a run. ``free`` holds the algorithm, if it is given, and flags of its own.
 
     Raises:
         UsageError: an unknown flag or key, a flag without its value, or something that is missing.
@@ -34,11 +34,15 @@ def assemble(
     values |= {key: value for key, value in given.items() if value is not None}
     if isinstance(values.get("data"), str):
         values["data"] = {"train": values["data"]}
-    values.setdefault("data", {})
-    values["data"] |= {key: value for key, value in places.items() if value is not None}
+    values["data"] = (values.get("data") or {}) | {key: value for key, value in places.items() if value is not None}
+    words, flags = split_free(free)
+    if len(words) > 1:
+        raise UsageError(f"unexpected argument {words[1]!r}: `prefopt train` takes one algorithm.")
+    if words:
+        values["algorithm"] = words[0]
     if "algorithm" not in values:
         raise UsageError("which algorithm? Write `prefopt train NAME`; `prefopt algorithms` lists all.")
-    for flag, text in _pairs(extra):
+    for flag, text in flags:
         assign_flag(values, flag, text, values["algorithm"])
     for assignment in assignments:
         assign(values, assignment)
@@ -48,17 +52,20 @@ def assemble(
     return RunConfig.build(values)
 
 
-def _pairs(extra: list[str]) -> list[tuple[str, str]]:
-    """Free flags with their values, from ``--flag value`` and ``--flag=value``."""
-    pairs, rest = [], list(extra)
+def split_free(free: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Words, and flags with their values (``--flag value`` or ``--flag=value``)."""
+    words: list[str] = []
+    flags: list[tuple[str, str]] = []
+    rest = list(free)
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
-            raise UsageError(f"unexpected argument {flag!r}.")
+            words.append(flag)
+            continue
         flag, sign, value = flag.partition("=")
         if not sign:
             if not rest or rest[0].startswith("--"):
                 raise UsageError(f"{flag} needs a value.")
             value = rest.pop(0)
-        pairs.append((flag, value))
-    return pairs
+        flags.append((flag, value))
+    return words, flags

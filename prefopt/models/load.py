@@ -80,7 +80,7 @@ def load_policy(model: str | Path | PreTrainedModel | PeftModel, settings: Model
         UsageError: settings that contradict the model (quantizing one that is loaded already, for instance).
     """
     if isinstance(model, (str, Path)):
-        policy = _load_path(str(model), settings)
+        policy = load_by_name(str(model), settings)
     elif isinstance(model, (PreTrainedModel, PeftModel)):
         quantized = getattr(model, "is_loaded_in_4bit", False)
         if settings.quantize and not quantized:
@@ -92,7 +92,7 @@ def load_policy(model: str | Path | PreTrainedModel | PeftModel, settings: Model
         policy = get_peft_model(policy, settings.lora_config())
     if not is_adapter_model(policy) and getattr(policy, "is_quantized", False):
         raise UsageError("a quantized model cannot be trained whole: choose adapter='qlora'.")
-    _disable_dropout(policy)
+    disable_dropout(policy)
     return policy
 
 
@@ -105,7 +105,7 @@ def load_tokenizer(model: str | Path | nn.Module, *, trust_remote_code: bool = F
     name = str(model) if isinstance(model, (str, Path)) else model.config._name_or_path
     folder = Path(name)
     if (folder / "adapter_config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        name = _base_of(folder)
+        name = base_of(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -150,17 +150,17 @@ def load_causal_lm(name: str, settings: ModelSettings, *, trains_adapter: bool) 
     return model
 
 
-def _load_path(name: str, settings: ModelSettings) -> nn.Module:
+def load_by_name(name: str, settings: ModelSettings) -> nn.Module:
     folder = Path(name)
     if not (folder / "adapter_config.json").is_file():
         return load_causal_lm(name, settings, trains_adapter=settings.adapter is not None)
     if isinstance(settings.adapter, LoraConfig) or settings.lora:
         raise UsageError(f"{name} brings an adapter of its own, which is trained further: leave its settings out.")
-    base = load_causal_lm(_base_of(folder), settings, trains_adapter=True)
+    base = load_causal_lm(base_of(folder), settings, trains_adapter=True)
     return PeftModel.from_pretrained(base, name, is_trainable=True)
 
 
-def _base_of(folder: Path) -> str:
+def base_of(folder: Path) -> str:
     base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{folder}/adapter_config.json does not name its base model (base_model_name_or_path).")
@@ -178,7 +178,7 @@ def _why_not_loaded(name: str, error: Exception) -> str:
     return f"model {name!r} was found neither as a folder nor on the hub (which may be out of reach): check the name."
 
 
-def _disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> None:
     """Turn dropout off in everything but adapters: reference and policy must agree wherever their weights do."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in name:

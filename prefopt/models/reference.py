@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from prefopt.errors import UsageError
 from prefopt.models.adapters import REFERENCE_ADAPTER, active_adapter, copy_adapter, is_adapter_model
-from prefopt.models.load import ModelSettings, _base_of, _disable_dropout, _load_path
+from prefopt.models.load import ModelSettings, base_of, disable_dropout, load_by_name
 
 
 class Reference(ABC):
@@ -97,11 +97,11 @@ def _given(policy: nn.Module, reference: str | Path | nn.Module, settings: Model
     folder = Path(reference)
     if is_adapter_model(policy) and (folder / "adapter_config.json").is_file():
         own_base = policy.peft_config[policy.active_adapter].base_model_name_or_path
-        if own_base and own_base == _base_of(folder):
+        if own_base and own_base == base_of(folder):
             trained = policy.active_adapter
             policy.load_adapter(str(folder), REFERENCE_ADAPTER, is_trainable=False)
             policy.set_adapter(trained)
             return AdapterCopy()
-    model = _load_path(str(reference), settings)
-    _disable_dropout(model)
+    model = load_by_name(str(reference), settings)
+    disable_dropout(model)
     return FrozenModel(model, f"the model {reference}")

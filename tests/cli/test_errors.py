@@ -1,0 +1,103 @@
+"""Bad input on the command line: one clear line that names the thing and the remedy, exit status 2, no traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from prefopt.cli import main
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    tiny.save(folder / "model")
+    rows = tiny.pairs(6)
+    equal = [{**row, "rejected": row["chosen"]} for row in rows]
+    long = [{**row, "prompt": "a " * 80} for row in rows]
+    (folder / "pairs.json").write_text(json.dumps(rows))
+    (folder / "empty.json").write_text("[]")
+    (folder / "equal.json").write_text(json.dumps(equal))
+    (folder / "long.json").write_text(json.dumps(long))
+    (folder / "column.json").write_text(json.dumps([{"prompt": "a", "choosen": "b", "rejected": "c"}]))
+    (folder / "broken.json").write_text('[{"prompt": "a", ')
+    (folder / "reward.py").write_text("def short(prompts, completions):\n    return [1.0]\n")
+    return folder
+
+
+CASES = {
+    "unknown algorithm": (["train", "dpoo"], "no algorithm 'dpoo'. Did you mean 'dpo'?"),
+    "ambiguous algorithm": (["train", "aot"], "'aot' names several losses"),
+    "unknown hyperparameter": (["train", "dpo", "--bta", "1"], "no option --bta. Did you mean 'beta'?"),
+    "hyperparameter of another": (["train", "dpo", "--gamma", "1"], "no option --gamma."),
+    "value out of bounds": (["train", "dpo", "--beta", "-1"], "dpo: beta=-1 is out of range: it must be > 0"),
+    "flag without value": (["train", "dpo", "--beta"], "--beta needs a value"),
+    "empty dataset": (["train", "dpo", "--data", "{w}/empty.json"], "empty"),
+    "missing column": (["train", "dpo", "--data", "{w}/column.json"], "chosen"),
+    "nothing but equal pairs": (["train", "dpo", "--data", "{w}/equal.json"], "chosen equal to rejected"),
+    "nothing but long prompts": (["train", "dpo", "--data", "{w}/long.json"], "64 tokens"),
+    "not JSON": (["train", "dpo", "--data", "{w}/broken.json"], "not JSON"),
+    "no such data": (["train", "dpo", "--data", "{w}/nothing.json"], "nothing.json"),
+    "no such model": (["train", "dpo", "--model", "{w}/nothing"], "no such folder"),
+    "unknown data setting": (["train", "dpo", "--set", "data.max_lenght=5"], "Did you mean 'max_length'"),
+    "unknown training argument": (["train", "dpo", "--set", "args.learning_rat=5"], "Did you mean 'learning_rate'"),
+    "unknown section": (["train", "dpo", "--set", "dta.train=5"], "no section 'dta'. Did you mean 'data'"),
+    "no reward": (["train", "rejection_sampling"], "needs a reward"),
+    "no such reward": (
+        ["train", "rejection_sampling", "--reward", "{w}/reward.py:long"],
+        "has no function 'long'",
+    ),
+    "reward of the wrong length": (
+        ["train", "rejection_sampling", "--reward", "{w}/reward.py:short", "--max-new-tokens", "4"],
+        "reward short returned 1 values for",
+    ),
+    "a batch of one for kto": (
+        ["train", "kto", "--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "1"],
+        "set per_device_train_batch_size or gradient_accumulation_steps to 2 or more",
+    ),
+    "no such config": (["train", "--config", "{w}/run.yaml"], "run.yaml does not exist"),
+    "explain something unknown": (["explain", "simpoo"], "Did you mean 'simpo'"),
+    "export of no adapter": (["export", "{w}/model", "--out", "{w}/merged"], "holds no adapter"),
+}
+
+
+def complete(arguments: list[str], world: Path) -> list[str]:
+    """Add what a case leaves out, so that what it is about is the only thing wrong."""
+    arguments = [a.format(w=world) for a in arguments]
+    if arguments[0] != "train":
+        return arguments
+    for flag, value in {"--model": "model", "--data": "pairs.json", "--out": "out"}.items():
+        if flag not in arguments:
+            arguments += [flag, str(world / value)]
+    return [*arguments, "--use-cpu", "true", "--save-strategy", "no"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_and_no_traceback(
+    case: str, world: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, expected = CASES[case]
+    monkeypatch.setattr(sys, "argv", ["prefopt", *complete(arguments, world)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    error = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert ended.value.code == 2
+    assert len(error) == 1, error
+    assert expected in error[0]
+
+
+def test_a_real_process_ends_with_status_2(world: Path) -> None:
+    """Without the run-time type checks of the tests."""
+    command = [sys.executable, "-m", "prefopt", "train", "dpo", "--beta", "high", "--model", "model", "--out", "out"]
+    done = subprocess.run([*command, "--data", "pairs.json"], capture_output=True, text=True, cwd=world)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "prefopt: error: dpo: beta='high' must be a finite number."
+    assert "Traceback" not in done.stderr
+
+
+def test_help_and_import_do_not_wait_for_torch() -> None:
+    code = "import sys, prefopt; import prefopt.cli.app; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,104 @@
+"""Where the reference comes from, for every way of training, quantized ones included."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from bitsandbytes.nn import Linear4bit
+from helpers import losses, trainer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+import prefopt
+from prefopt.models.adapters import REFERENCE_ADAPTER
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("base"))
+
+
+def sft_adapter(base: Path, out: Path, adapter: str) -> Path:
+    run = trainer("sft", tiny.pairs(8), model=str(base), adapter=adapter, args={"max_steps": 4, "learning_rate": 3e-2})
+    run.train()
+    run.save_model(str(out))
+    return out
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+def test_an_sft_adapter_is_the_reference_of_the_dpo_that_follows(base: Path, tmp_path: Path, adapter: str) -> None:
+    arrived = sft_adapter(base, tmp_path / "sft", adapter)
+    run = trainer(
+        "dpo", tiny.pairs(4), model=str(arrived), adapter=adapter, args={"max_steps": 6, "learning_rate": 1e-2}
+    )
+    assert "frozen copy of the adapter" in run.reference.description
+    copied = {k: v.clone() for k, v in run.model.named_parameters() if REFERENCE_ADAPTER in k}
+    trained = {k for k, v in run.model.named_parameters() if v.requires_grad}
+    run.train()
+    first = next(entry for entry in run.state.log_history if "loss" in entry)
+    assert first["loss"] == pytest.approx(0.6931472, rel=1e-6)
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
+    assert losses(run)[-1] < 0.6
+    assert copied
+    assert all(torch.equal(v, copied[k]) for k, v in run.model.named_parameters() if k in copied)
+    assert trained == {k for k, v in run.model.named_parameters() if v.requires_grad}
+    assert not any(REFERENCE_ADAPTER in k for k in trained)
+
+    run.save_model(str(tmp_path / "dpo"))
+    assert not (tmp_path / "dpo" / REFERENCE_ADAPTER).exists()
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "dpo")
+    weights = {k: v for k, v in run.model.named_parameters() if k in trained}
+    assert all(torch.equal(v, weights[k]) for k, v in loaded.named_parameters() if k in weights)
+
+
+def test_the_base_of_that_adapter_would_be_another_reference(base: Path, tmp_path: Path) -> None:
+    """The check above means something: against the bare base the first loss is not log 2."""
+    arrived = sft_adapter(base, tmp_path / "sft", "lora")
+    run = trainer("dpo", tiny.pairs(4), model=str(arrived), reference=str(base), args={"max_steps": 1})
+    run.train()
+    assert abs(losses(run)[0] - 0.6931472) > 1e-3
+
+
+def test_an_adapter_on_the_same_base_serves_as_reference_without_a_second_model(base: Path, tmp_path: Path) -> None:
+    other = sft_adapter(base, tmp_path / "sft", "lora")
+    shared = trainer("dpo", tiny.pairs(4), model=str(base), adapter="lora", reference=str(other), args={"max_steps": 1})
+    assert REFERENCE_ADAPTER in shared.model.peft_config
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), other).merge_and_unload()
+    apart = trainer("dpo", tiny.pairs(4), model=str(base), adapter="lora", reference=merged, args={"max_steps": 1})
+    for run in (shared, apart):
+        run.train()
+    assert losses(shared)[0] == pytest.approx(losses(apart)[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dpo", "sft", "kto", "orpo"])
+def test_qlora_trains_on_a_quantized_base(base: Path, name: str, tmp_path: Path) -> None:
+    run = trainer(name, tiny.pairs(4), model=str(base), adapter="qlora", args={"max_steps": 8, "learning_rate": 3e-2})
+    quantized = [m for m in run.model.modules() if isinstance(m, Linear4bit)]
+    assert len(quantized) == 14
+    frozen = [m.weight.clone() for m in quantized]
+    run.train()
+    assert losses(run)[-1] < losses(run)[0] - 0.02
+    assert all(torch.equal(m.weight, w) for m, w in zip(quantized, frozen, strict=True))
+    run.save_model(str(tmp_path))
+    assert json.loads((tmp_path / "prefopt.json").read_text())["adapter"] == "qlora"
+
+
+def test_what_contradicts_itself_is_refused(base: Path) -> None:
+    cases = [
+        ({"model": tiny.model(), "adapter": "qlora"}, "cannot quantize a model that is loaded already"),
+        ({"adapter": "lorra"}, "is not one of None, 'lora', 'qlora'"),
+        ({"adapter": "lora", "lora": {"rank": 4}}, "peft.LoraConfig has no field 'rank'"),
+        ({"algorithm": "orpo", "reference": str(base)}, "orpo uses no reference model"),
+        ({"reward": len}, "samples nothing: leave reward= out"),
+        ({"args": {"label_smoothing_factor": 0.1}}, "label_smoothing_factor=0.1 would have no effect"),
+        ({"args": {"learning_rat": 0.1}}, "Did you mean 'learning_rate'"),
+        ({"algorithm": "rejection_sampling"}, "needs a reward"),
+        ({"model": "/no/such/model"}, "there is no such folder"),
+    ]
+    for changes, message in cases:
+        options = {"model": str(base), "algorithm": "dpo"} | changes
+        with pytest.raises(prefopt.errors.PrefoptError, match=message) as caught:
+            trainer(options.pop("algorithm"), tiny.pairs(4), **options)
+        assert "\n" not in str(caught.value)
