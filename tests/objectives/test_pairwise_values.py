@@ -557,6 +557,38 @@ def test_alphapo_reward_increases_with_probability(alpha):
     assert (reward.diff() < 0).all()
 
 
+# The implicit reward of a completion with log π = −6, log π_ref = −10 and 5 tokens.
+REWARDS = {
+    ("cdpo", "beta", 0.3): 1.2,
+    ("aot_paired", "beta", 0.3): 1.2,
+    ("sppo_hard", "beta", 0.3): 1.2,
+    ("reward_aware_rpo", "beta", 0.3): 1.2,
+    ("hinge", "gamma", 0.3): 1.2,
+    ("slic",): -6.0,
+    ("rdpo_length", "beta", 0.3, "alpha", 0.2): 2.2,
+    ("dpo_norm", "beta", 0.3): 0.24,
+    ("rebel", "eta", 0.5): 8.0,
+    ("cpo", "beta", 0.3): -1.8,
+    ("cpo_simpo", "beta", 0.3): -0.36,
+    ("alphapo", "beta", 0.3, "alpha", 0.0): -0.36,
+    ("alphapo", "beta", 0.3, "alpha", 0.5): 0.6 * (1 - math.exp(0.6)),
+    ("fdpo", "beta", 0.3, "divergence", "reverse_kl"): 1.2,
+    ("js_dpo", "beta", 0.3): 0.3 * math.log(2 / (1 + math.exp(-4))),
+    ("forward_kl_dpo", "beta", 0.3): 0.3 * (1 - math.exp(-4)),
+    ("alpha_div_dpo", "beta", 0.3): 0.6 * (1 - math.exp(-2)),
+}
+
+
+@pytest.mark.parametrize("key", REWARDS, ids=lambda key: "-".join(map(str, key)))
+def test_reward(key):
+    name, setting = settings(key)
+    logps, ref_logps = torch.tensor([-6.0]).double(), torch.tensor([-10.0]).double()
+    completions = Completions(logps=logps, ref_logps=ref_logps, lengths=torch.tensor([5]))
+    reward = get_objective(name, **setting).reward(completions)
+    assert reward.dtype == torch.float64
+    assert reward.item() == pytest.approx(REWARDS[key], rel=1e-13)
+
+
 SHIFTED = {
     **dict.fromkeys(
         ("cdpo", "robust_dpo", "hinge", "exo_pair", "discopop", "rdpo_length", "rebel", "reward_aware_rpo"), True
