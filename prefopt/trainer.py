@@ -125,6 +125,8 @@ class Trainer(transformers.Trainer):
         self.scorer = StepScorer(self.objective, self.reference)
         self._check_start = self.reference is not None and reference is None
         if self.algorithm.online:
+            # What was sampled cannot be skipped over: a resumed run samples anew.
+            args.ignore_data_skip = True
             self.generation = GenerationSettings.of(generation)
             self.reward = make_reward(reward)
             self.generator = TransformersGenerator(tokenizer, Encoder(tokenizer, self.data_settings).stop_ids())
@@ -236,6 +238,8 @@ class Trainer(transformers.Trainer):
         loader = _StepLoader(
             dataset,
             batch_sampler=sampler,
+            # Of its own, or starting a loader (to evaluate, for one) would draw from the global random numbers.
+            generator=torch.Generator().manual_seed(seed),
             collate_fn=_identity if self.algorithm.online else dataset.collate,
             num_workers=workers,
             pin_memory=args.dataloader_pin_memory and not self.algorithm.online and torch.cuda.is_available(),

@@ -12,6 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import prefopt
+from prefopt.cli.export import log_prob_gap
+from prefopt.models import export_merged
 from prefopt.models.adapters import REFERENCE_ADAPTER
 
 
@@ -102,3 +104,36 @@ def test_what_contradicts_itself_is_refused(base: Path) -> None:
         with pytest.raises(prefopt.errors.PrefoptError, match=message) as caught:
             trainer(options.pop("algorithm"), tiny.pairs(4), **options)
         assert "\n" not in str(caught.value)
+
+
+def test_export_of_a_qlora_adapter_is_the_trained_model(base: Path, tmp_path: Path) -> None:
+    """Merged into its dequantized base it has the trained log-probs; into the original base it would not."""
+    adapter = sft_adapter(base, tmp_path / "sft", "qlora")
+    trained, merged = export_merged(adapter, tmp_path / "merged", dtype="float32")
+    assert log_prob_gap(trained, merged, tiny.tokenizer()).max() < 1e-4
+    original = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload()
+    assert log_prob_gap(trained, original.eval(), tiny.tokenizer()).max() > 1e-2
+    sixteen = export_merged(adapter, tmp_path / "sixteen", dtype="bfloat16")[1]
+    assert next(sixteen.parameters()).dtype is torch.bfloat16
+    assert log_prob_gap(trained, sixteen, tiny.tokenizer()).mean() < 0.05
+
+
+def test_sft_on_a_conversation_takes_the_loss_on_every_assistant_turn_and_nothing_else(base: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = tiny.TEMPLATE
+    turns = [("user", "a b"), ("assistant", "good c"), ("user", "d e f"), ("assistant", "bad")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    run = prefopt.Trainer(
+        tiny.model(),
+        "sft",
+        [row, row],
+        processing_class=tokenizer,
+        args={"max_steps": 1, "use_cpu": True, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True},
+    )
+    batch = run.train_dataset.collate([run.train_dataset[0]])
+    counted = tokenizer.decode(batch["input_ids"][0][batch["completion_mask"][0]])
+    assert counted.split() == ["good", "c", "</s>", "bad", "</s>"]
+    ids, mask = batch["input_ids"], batch["completion_mask"]
+    logps = tiny.model()(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
+    run.train()
+    assert losses(run)[0] == pytest.approx(-logps[mask[0, 1:]].mean().item(), rel=1e-5)
