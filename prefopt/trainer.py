@@ -255,7 +255,7 @@ class Trainer(transformers.Trainer):
             reward=self.reward,
             selection=self.algorithm.selection,
             pad_token_id=self._pad_token_id,
-            record=self._means.add,
+            record=lambda values: self._means.add(values),
             seed=None if shuffle else seed,
         )
 

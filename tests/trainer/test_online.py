@@ -29,7 +29,7 @@ def test_rejection_sampling_raises_the_reward() -> None:
     run = online()
     run.train()
     rewards = [entry["reward"] for entry in run.state.log_history if "reward" in entry]
-    assert sum(rewards[-5:]) / 5 > 2 * sum(rewards[:5]) / 5
+    assert sum(rewards[-5:]) / 5 > rewards[0] + 0.3
     best = [entry["reward/best"] for entry in run.state.log_history if "reward" in entry]
     assert all(b >= r for b, r in zip(best, rewards, strict=True))
 
