@@ -73,7 +73,7 @@ class Build:
     Attributes:
         dtype: of all floating tensors.
         padding: extra positions on the right of per-token values.
-        fill: what stands outside the mask.
+        fill: what stands outside the mask (twice this for the second field, and so on).
         from_tokens: build per-token values and sum them.
         keep_tokens: leave the per-token values in the batch.
     """
@@ -94,14 +94,14 @@ class Build:
             return Completions(lengths=lengths, **columns)
         width = max(len(response.mask) for response in responses) + self.padding
         mask = torch.zeros(len(responses), width, dtype=torch.bool)
-        tokens = {
-            name: torch.full((len(responses), width), self.fill, dtype=self.dtype) for name in responses[0].values
-        }
+        # Another number for each field, or padding that counts would cancel in log π − log π_ref.
+        fills = {name: self.fill * (1 + k) for k, name in enumerate(responses[0].values)}
+        tokens = {name: torch.full((len(responses), width), fill, dtype=self.dtype) for name, fill in fills.items()}
         for i, response in enumerate(responses):
             mask[i, : len(response.mask)] = torch.tensor(response.mask)
             for name, values in response.values.items():
                 tokens[name][i, : len(values)] = torch.tensor(values, dtype=self.dtype)
-                tokens[name][i].masked_fill_(~mask[i], self.fill)
+                tokens[name][i].masked_fill_(~mask[i], fills[name])
         completions = Completions.from_tokens(TokenLogps(mask=mask, **tokens))
         return completions if self.keep_tokens else replace(completions, tokens=None)
 
@@ -248,7 +248,8 @@ def _pairs(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
     rejected = tuple(response if drawing.regime == "equal" else drawing.response() for response in chosen)
     columns = {"ids": drawing.ids(rows)}
     number = drawing.source.number
-    if "preference" in drawing.needs.labels:
+    # Now and then a label that is not declared: some losses use one that happens to be there.
+    if "preference" in drawing.needs.labels or drawing.source.integer(0, 3) == 3:
         columns["preference"] = [number(0.0, 1.0) for _ in range(rows)]
     if "chosen_score" in drawing.needs.labels:
         columns["rejected_score"] = [number(-2.0, 2.0) for _ in range(rows)]

@@ -73,7 +73,7 @@ def undeclared(one: Trial) -> Outcome:
 
     A mean over tokens reads lengths too, in its denominator.
     """
-    objective, batch = one.objective, one.batch()
+    objective, batch = one.objective, _without_extras(one.objective, one.batch())
     needs, loss = objective.needs, loss_of(objective)
     state = state_of(objective, batch)
     clean = evaluate(loss, batch, state)
@@ -89,6 +89,13 @@ def undeclared(one: Trial) -> Outcome:
         if not outcome.passed:
             return outcome
     return PASSED
+
+
+def _without_extras(objective: Objective, batch: Batch) -> Batch:
+    """The batch without the labels that are not declared: NaN in such a label must be as good as none."""
+    here = {field.name for field in dataclasses.fields(batch)}
+    extras = (here & set(OPTIONAL_LABELS)) - set(objective.needs.labels)
+    return dataclasses.replace(batch, **dict.fromkeys(extras))
 
 
 def _poisons(objective: Objective) -> list[tuple[str, Callable[[Batch], Batch]]]:

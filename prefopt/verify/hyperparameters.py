@@ -10,8 +10,8 @@ from prefopt.objective import Objective, check_parameter
 from prefopt.registry import REGISTRY
 from prefopt.verify.cases import Source
 
-FACTORS = (2.0, 0.3, 5.0, 0.5)
-ADDENDS = (0.5, 0.25, 1.0, 0.1)
+FACTORS = (2.0, 0.3)
+ADDENDS = (0.5, 0.1)
 
 
 def alternatives(field: dataclasses.Field) -> tuple[Any, ...]:
@@ -25,7 +25,7 @@ def alternatives(field: dataclasses.Field) -> tuple[Any, ...]:
         return tuple(name for name in ("dpo", "simpo") if name != default)
     if not isinstance(default, (int, float)):
         return ()
-    values = [default * factor for factor in FACTORS] + [default + addend for addend in ADDENDS] + [-default]
+    values = [default * factor for factor in FACTORS] + [default + addend for addend in ADDENDS] + [-default, 0.0]
     values += [meta[bound] for bound in ("at_least", "at_most") if meta.get(bound) is not None]
     if field.type is int:
         values = [default + 1, default + 3, default - 1]

@@ -12,6 +12,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from types import FunctionType
 from typing import Any
 
@@ -62,7 +63,7 @@ def mutants(cls: type[Objective]) -> Iterator[Mutant]:
 def _reached(cls: type[Objective]) -> dict[str, FunctionType]:
     """Methods as ``self.x`` and functions as ``x``, from `terms` on, that are written in the class's own module."""
     found: dict[str, FunctionType] = {}
-    todo = ["self.terms"]
+    todo = ["self.terms", "self.parts"]  # a sum of objectives is made of its parts
     while todo:
         name = todo.pop()
         function = _resolve(cls, name)
@@ -83,6 +84,8 @@ def _resolve(cls: type[Objective], name: str) -> FunctionType | None:
         value = inspect.getattr_static(cls, name.removeprefix("self."), None)
     else:
         value = getattr(owner_module, name, None)
+    if isinstance(value, cached_property):
+        value = value.func
     if not callable(value) or isinstance(value, (type, staticmethod)):
         return None
     value = inspect.unwrap(value)
@@ -107,7 +110,7 @@ def _tree(function: FunctionType) -> ast.FunctionDef:
 def _compiled(
     cls: type[Objective], reached: dict[str, FunctionType], trees: dict[str, ast.FunctionDef]
 ) -> type[Objective]:
-    namespace: dict[str, Any] = dict(reached["self.terms"].__globals__)
+    namespace: dict[str, Any] = dict(next(iter(reached.values())).__globals__)
     methods: dict[str, Any] = {}
     for name, tree in trees.items():
         # ``super()`` needs the cell that a class body would give.
@@ -116,7 +119,8 @@ def _compiled(
         exec(compile(ast.fix_missing_locations(maker), f"<mutant of {name}>", "exec"), namespace)
         function = namespace.pop("_make")(_owner(cls, name))
         if name.startswith("self."):
-            methods[tree.name] = function
+            cached = isinstance(inspect.getattr_static(cls, tree.name), cached_property)
+            methods[tree.name] = cached_property(function) if cached else function
         else:
             namespace[name] = function
     return type(cls.__name__, (cls,), methods)
@@ -143,9 +147,7 @@ def _walk(node: ast.AST, path: Path = ()) -> Iterator[tuple[Path, ast.AST]]:
 
 def _replaced(tree: ast.FunctionDef, path: Path, replacement: ast.AST) -> ast.FunctionDef:
     tree = copy.deepcopy(tree)
-    node: Any = tree
-    for field, i in path[:-1]:
-        node = getattr(node, field) if i is None else getattr(node, field)[i]
+    node = _at(tree, path[:-1])
     field, i = path[-1]
     if i is None:
         setattr(node, field, replacement)
@@ -158,7 +160,31 @@ def _sites(tree: ast.FunctionDef) -> Iterator[tuple[Path, tuple[str, ast.AST]]]:
     for path, node in _walk(tree):
         if path and path[0][0] == "body" and not any(field in ("exc", "msg") for field, _ in path):
             for replacement in _replacements(node):
-                yield path, (f"`{_code(node)}` becomes `{_code(replacement)}`", replacement)
+                before, after = _in_context(tree, path, node, replacement)
+                yield path, (f"`{before}` becomes `{after}`", replacement)
+
+
+def _in_context(tree: ast.FunctionDef, path: Path, node: ast.AST, replacement: ast.AST) -> tuple[str, str]:
+    """Both versions as code; of a constant or a name the expression around it, which says where it stands."""
+    steps = 0
+    while (
+        isinstance(node, (ast.Constant, ast.Name, ast.UnaryOp, ast.Attribute)) and steps < 3 and len(path) > steps + 1
+    ):
+        outer = _at(tree, path[: -steps - 1])
+        if not isinstance(outer, ast.expr):
+            break
+        node, steps = outer, steps + 1
+    if not steps:
+        return _code(node), _code(replacement)
+    changed = _replaced(tree, path, replacement)
+    return _code(node), _code(_at(changed, path[:-steps]))
+
+
+def _at(tree: ast.AST, path: Path) -> Any:
+    node: Any = tree
+    for field, i in path:
+        node = getattr(node, field) if i is None else getattr(node, field)[i]
+    return node
 
 
 def _code(node: ast.AST) -> str:

@@ -89,6 +89,7 @@ def search(
     *,
     examples: int = 50,
     random: bool = False,
+    shrink: bool = True,
 ) -> Finding:
     """Try ``check`` on fixed trials, then on ``examples`` drawn ones, and shrink what fails.
 
@@ -99,10 +100,13 @@ def search(
         fixed: trials to try first.
         examples: how many to draw; with 0 only the fixed ones are tried and nothing is shrunk.
         random: draw others at every run.
+        shrink: look for the smallest input that fails, once one was found.
     """
     seen = _Seen(check)
     first = next((one for one in fixed if not seen(one).passed), None)
-    shrunk = _shrink(seen, make, examples, random) if examples else None
+    # What fails on a fixed trial is searched again only to shrink it.
+    again = examples and (first is None or shrink)
+    shrunk = _explore(seen, make, examples, random, shrink) if again else None
     failed = shrunk or (None if first is None else (first, check(first)))
     if failed is None:
         return Finding(name, True, seen.worst.error, seen.tried)
@@ -124,8 +128,8 @@ class _Seen:
         return outcome
 
 
-def _shrink(
-    seen: Callable[[Trial], Outcome], make: Callable[[Source], Trial], examples: int, random: bool
+def _explore(
+    seen: Callable[[Trial], Outcome], make: Callable[[Source], Trial], examples: int, random: bool, shrink: bool
 ) -> tuple[Trial, Outcome] | None:
     hypothesis = _hypothesis()
     failed: list[tuple[Trial, Outcome]] = []
@@ -136,7 +140,7 @@ def _shrink(
         database=None,
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),
-        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        phases=(hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if shrink else [])),
         report_multiple_bugs=False,
     )
     @hypothesis.given(strategy(make))

@@ -1,3 +1,62 @@
 """Mutants that are the same loss, each with the reason: objective → text of the mutant → why nothing can tell it."""
 
-EQUIVALENT: dict[str, dict[str, str]] = {}
+GROUP = "a ranked batch counts its groups as its examples, so the two units are one"
+EMPTY = "differs only for a completion without tokens, which has nothing to learn and is dropped as data"
+SHIFT = "the targets are a softmax, which a constant per group does not change"
+SHAPE = "only the length or the device of the tensor is read, and the two tensors share both"
+DIGITS = "two ways to evaluate e^x − 1 that differ in the last digits of float32, less than rounding of the inputs does"
+CONSTANT = "a constant in both implicit rewards, which their difference cancels"
+SENTINEL = "any number above 1 sorts masked tokens behind the lots of the others, which lie between 0 and 1"
+REFUSAL = "only which missing input is refused changes"
+
+EXPM1 = {
+    "_expm1: `torch.where(x > -1, torch.expm1(x), torch.exp(x) - 1)` becomes `torch.expm1(x)`": DIGITS,
+    "_expm1: `torch.where(x > -1, torch.expm1(x), torch.exp(x) - 1)` becomes `torch.exp(x) - 1`": DIGITS,
+    "_expm1: `x > -1` becomes `x < -1`": DIGITS,
+    "_expm1: `x > -1` becomes `x > 1`": DIGITS,
+    "_expm1: `x > -1` becomes `x > -2`": DIGITS,
+}
+
+EQUIVALENT: dict[str, dict[str, str]] = {
+    "alphapo": EXPM1,
+    "fdpo": {
+        **EXPM1,
+        "self.reward: `math.log(2.0)` becomes `2.0`": CONSTANT,
+        "self.reward: `math.log(2.0)` becomes `math.log(3.0)`": CONSTANT,
+    },
+    "beta_dpo": {
+        "self._kept: `len(batch.chosen)` becomes `len(batch.rejected)`": SHAPE,
+        "self._kept: `batch.chosen.logps.device` becomes `batch.chosen.ref_logps.device`": SHAPE,
+        "self._kept: `batch.chosen.logps.device` becomes `batch.rejected.logps.device`": SHAPE,
+    },
+    "dpo_pl": {
+        "self.terms: `Term(-logsigmoid(reward[winners] - below), 'group')` becomes "
+        "`Term(-logsigmoid(reward[winners] - below))`": GROUP,
+    },
+    "exo": {
+        "self.terms: `Term(torch.where(first, log_policy - log_target, others), 'group')` becomes "
+        "`Term(torch.where(first, log_policy - log_target, others))`": GROUP,
+    },
+    "infonca": {
+        "self.terms: `Term(torch.where(first, -grouped_log_softmax(reward, batch.same), others), 'group')` becomes "
+        "`Term(torch.where(first, -grouped_log_softmax(reward, batch.same), others))`": GROUP,
+        "self.targets: `batch.scores - batch.scores[top]` becomes `batch.scores + batch.scores[top]`": SHIFT,
+    },
+    "nca": {
+        "self.terms: `Term(values, 'group')` becomes `Term(values)`": GROUP,
+        "self.targets: `batch.scores - batch.scores[top]` becomes `batch.scores + batch.scores[top]`": SHIFT,
+        "self.targets: `-torch.inf` becomes `torch.inf`": SHIFT,
+    },
+    "pro": {
+        "self.terms: `Term(-logsigmoid(gap.amax(dim=1) * mean[winners] - below), 'group')` becomes "
+        "`Term(-logsigmoid(gap.amax(dim=1) * mean[winners] - below))`": GROUP,
+    },
+    "ld_dpo": {"self._ratio: `tokens.ref_logps is None` becomes `tokens.logps is None`": REFUSAL},
+    "sampo": {
+        "positions: `keyed_uniform(ids[:, None], draw, side, place).masked_fill(~tokens.mask, 2.0)` becomes "
+        "`keyed_uniform(ids[:, None], draw, side, place).masked_fill(~tokens.mask, 3.0)`": SENTINEL,
+        "positions: `(size[:, None] - 1).clamp(min=0)` becomes `size[:, None] - 1`": EMPTY,
+    },
+    "wpo": {"_log_weight: `completions.lengths.clamp(min=1)` becomes `completions.lengths`": EMPTY},
+    "wpo_weighted": {"_log_weight: `completions.lengths.clamp(min=1)` becomes `completions.lengths`": EMPTY},
+}

@@ -1,0 +1,76 @@
+"""The answer of `verify`: a table of checks, the worst error, the smallest counterexample, and a guess at the cause."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from prefopt.verify.results import Finding
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found about one loss.
+
+    Attributes:
+        subject: what was verified.
+        claim: what it is held against.
+        findings: one for each check.
+        cause: a mistake that explains the difference, or an empty string.
+    """
+
+    subject: str
+    claim: str
+    findings: tuple[Finding, ...]
+    cause: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check held."""
+        return all(finding.passed for finding in self.findings)
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    @property
+    def counterexample(self) -> str:
+        """The smallest input on which the first failing check fails, as text; empty if all passed."""
+        return next((finding.counterexample for finding in self.findings if not finding.passed), "")
+
+    def __str__(self) -> str:
+        console = Console(width=110, no_color=True, highlight=False)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        verdict = "is" if self.passed else "is not"
+        yield Text(f"{self.subject} {verdict} {self.claim}", style="bold green" if self.passed else "bold red")
+        yield _table(self.findings)
+        failed = next((finding for finding in self.findings if not finding.passed), None)
+        if failed is not None:
+            if self.cause:
+                yield Text(f"Likely cause: {self.cause}.", style="bold")
+            yield Text(f"{failed.check}: {failed.detail}")
+            if failed.counterexample:
+                yield Text("Smallest counterexample:")
+                yield Text(_indented(failed.counterexample))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _table(findings: Iterable[Finding]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("check")
+    table.add_column("worst error", justify="right")
+    table.add_column("batches", justify="right")
+    for finding in findings:
+        mark = Text("✓", style="green") if finding.passed else Text("✗", style="red")
+        worst = "" if finding.passed and not finding.worst else f"{finding.worst:.1e}"
+        table.add_row(mark, finding.check, worst, str(finding.tried))
+    return table
