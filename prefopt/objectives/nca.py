@@ -26,6 +26,14 @@ class _SoftTargets(Objective[Ranked]):
         return grouped_log_softmax(logits, batch.same).exp(), top
 
 
+def _log_sigmoid_gain(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """log σ(a) − log σ(b), which keeps its digits where a and b are close."""
+    difference = a - b
+    close = difference.abs() < 1
+    near = torch.log1p(torch.expm1(torch.where(close, difference, 0.0)) * torch.sigmoid(-a))
+    return torch.where(close, near, logsigmoid(a) - logsigmoid(b))
+
+
 @register("infonca")
 @dataclass(frozen=True, kw_only=True)
 class InfoNCA(_SoftTargets):
@@ -91,6 +99,9 @@ class NCA(_SoftTargets):
     needs = Needs(batch=Ranked, reference=True, labels=("scores",))
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
-        reward, (targets, _) = self.reward(batch.completions), self.targets(batch)
-        values = -targets * logsigmoid(reward) - logsigmoid(-reward) / batch.sizes
+        reward, (targets, top) = self.reward(batch.completions), self.targets(batch)
+        # −Σ t_i log σ(r_i), written as −log σ(r_top) + Σ t_i (log σ(r_top) − log σ(r_i)).
+        others = targets * _log_sigmoid_gain(reward[top], reward)
+        first = top == torch.arange(len(top), device=top.device)
+        values = torch.where(first, -logsigmoid(reward), others) - logsigmoid(-reward) / batch.sizes
         return {"ranking": Term(values, "group")}
