@@ -146,6 +146,21 @@ def check(
 
 
 @app.command()
+def verify(
+    target: Annotated[str, typer.Argument(help="FILE.py:NAME or module:NAME, a function or an Objective.")] = "",
+    as_: Annotated[str | None, typer.Option("--as", help="The loss that a function is meant to be.")] = None,
+    against: Annotated[str | None, typer.Option(help="trl: compare the installed TRL, one row per loss.")] = None,
+) -> None:
+    """Is this loss that loss? Checks anyone's function of log-probs, an Objective, or the losses of another library."""
+    from prefopt.errors import UsageError
+    from prefopt.verify import main_verify
+
+    if not target and against is None:
+        raise UsageError("verify what? Give FILE.py:NAME with --as LOSS, module:Objective, or --against trl.")
+    raise typer.Exit(main_verify(target, as_, against))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")] = Path("prefopt-demo"),
     full: Annotated[bool, typer.Option("--full", help="Three training seeds, with intervals over them.")] = False,
