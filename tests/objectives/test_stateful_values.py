@@ -271,6 +271,13 @@ def test_sampo_at_the_reference():
 def test_sampo_is_not_changed_by_padding_or_by_steps_of_evaluation():
     objective, (batch, _), (wide, _) = get_objective("sampo"), pairs(), pairs(padding=4, fill=-5.0)
     assert torch.equal(objective(batch).mean(), objective(wide).mean())
+    # Padding on the left: the same tokens stand in other columns.
+    left = [
+        Completions.from_tokens(TokenLogps(**{k: v.roll(3, 1) for k, v in vars(part.tokens).items()}))
+        for part in (wide.chosen, wide.rejected)
+    ]
+    shifted = replace(wide, chosen=left[0], rejected=left[1])
+    torch.testing.assert_close(objective(batch).mean(), objective(shifted).mean(), rtol=1e-15, atol=0)
     state = objective.init_state()
     for _ in range(3):
         state = objective.prepare(state, {})
