@@ -41,14 +41,13 @@ def trial(
     return Trial(objective, draw(source, objective.needs, **options))
 
 
-def corners(cls: type[Objective], fixed: Mapping[str, Any], **options: Any) -> Iterable[Trial]:
-    """Fixed trials: every regime, with one example and with several, at the defaults and off them."""
+def corners(cls: type[Objective], fixed: Mapping[str, Any], *, several: int = 4, **options: Any) -> Iterable[Trial]:
+    """Fixed trials: every regime, with one example at the defaults and with ``several`` off them."""
     regime, rows = options.pop("regime", None), options.pop("rows", None)
     for seed, one in enumerate([regime] if regime else REGIMES):
-        for several in (False, True):
-            source = Seeded(2 * seed + several)
-            many = rows or (4 if several else 1)
-            yield trial(source, cls, fixed, defaults=not several, regime=one, rows=many, **options)
+        for varied, many in ((False, 1), (True, several)):
+            source = Seeded(2 * seed + varied)
+            yield trial(source, cls, fixed, defaults=not varied, regime=one, rows=rows or many, **options)
 
 
 def strategy(make: Callable[[Source], Any]) -> Any:

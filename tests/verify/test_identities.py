@@ -170,6 +170,19 @@ class TestIdentities:
         same(gradient["chosen.logps"], -(2 / eta) * gap / len(gap))
         same(gradient["rejected.logps"], (2 / eta) * gap / len(gap))
 
+    def test_sums_of_known_losses(self, seed: int) -> None:
+        batch = pairs(seed)
+        objective = get_objective
+        simpo = {"beta": 2.0, "gamma": 0.5}
+        sum_ = objective("simpo", **simpo) + 0.7 * objective("sft")
+        same_loss(objective("cpo_simpo", **simpo, alpha=0.7, nll="token"), sum_, batch)
+        mixed = 0.8 * objective("dpo", beta=0.3) + 0.2 * objective("bco_pair", beta=0.3)
+        mixed = mixed + objective("sft", average="sequence")
+        same_loss(objective("mpo", beta=0.3), mixed, batch)
+        same_loss(objective("wpo_weighted", base="dpo(beta=0.3)"), objective("wpo", beta=0.3), batch)
+        logistic = objective("dpo", beta=1.0) + 0.5 * objective("sppo_hard", beta=0.3)
+        same_loss(objective("cal_dpo", beta=0.3, weight=0.5), logistic, batch)
+
 
 def first_row(batch: Pairs) -> Pairs:
     one = torch.tensor([0])

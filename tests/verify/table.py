@@ -1,0 +1,120 @@
+"""Write `docs/certification.md`: ``python tests/verify/table.py`` from the repository's root (some minutes).
+
+Runs the checks of every objective and its mutants, and lists what speaks for it.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import torch  # noqa: E402
+from equivalent import EQUIVALENT  # noqa: E402
+from mutation import survivors  # noqa: E402
+from references import reference  # noqa: E402
+
+from prefopt import objectives  # noqa: E402
+from prefopt.registry import REGISTRY  # noqa: E402
+from prefopt.verify.contract import CONTRACT, finite  # noqa: E402
+from prefopt.verify.evidence import CLASSES, evidence, verdict  # noqa: E402
+from prefopt.verify.mathematics import check_gradient, check_value  # noqa: E402
+from prefopt.verify.search import Trial, corners, search, trial  # noqa: E402
+
+PAGE = "docs/certification.md"
+EXAMPLES = 25
+
+HEAD = """# Certification
+
+Written by `python tests/verify/table.py`; do not edit.
+
+Every registered objective is compared, value and gradient, with its equation in scalar arithmetic of 50 digits
+(`tests/reference`), put through the contract (padding, row order, micro-batches, undeclared inputs, purity, shapes) and
+required to be finite for margins up to 1e4. What else speaks for it is listed by class, strongest first:
+
+1. **optimum or identity**: the minimiser of its population loss on a small policy is the closed form, to 1e-8, or an
+   identity holds that a wrong loss would miss;
+2. **published code**: numbers computed by code that was published with the method, or by another implementation named
+   here;
+3. **independent implementation**: TRL computes the same loss and gradient.
+
+An objective with any of these is *certified*; one with none is *transcribed*: its code and its reference agree, and
+both were written from the same page.
+
+*Mutants* are small wrong versions of the loss: how many the checks tell from it, of those that are not argued to be the
+same loss. `make certify` runs all checks with at least 1,000 inputs a property.
+
+"""
+
+
+def column(name: str) -> dict[str, bool]:
+    """Whether each group of checks passes."""
+    entry = REGISTRY[name]
+    mathematics = reference(entry.cls.name)
+
+    def passes(check, **options) -> bool:
+        made = lambda source: trial(source, entry.cls, entry.fixed, **options)  # noqa: E731
+        return bool(search("", check, made, corners(entry.cls, entry.fixed, **options), examples=EXAMPLES))
+
+    def finite_both(one: Trial):
+        return finite(one, torch.float32).worse(finite(one, torch.bfloat16))
+
+    return {
+        "value": all(
+            passes(lambda one, d=dtype: check_value(mathematics, one, d)) for dtype in (torch.float64, torch.float32)
+        ),
+        "gradient": passes(lambda one: check_gradient(mathematics, one), longest=6),
+        "contract": all(passes(check, tokens=key == "padding" or None) for key, check in CONTRACT.items()),
+        "finite": passes(finite_both, regime="extreme") and passes(finite_both, regime="certain"),
+    }
+
+
+def mutants_of(name: str) -> tuple[int, int, int]:
+    """Killed, tried, argued to be equivalent."""
+    results = list(survivors(name))
+    alive = [text for text, survivor in results if survivor]
+    argued = sum(text in EQUIVALENT.get(name, {}) for text in alive)
+    return len(results) - len(alive), len(results), argued
+
+
+def main() -> None:
+    names = objectives.names()
+    lines = ["| objective | arXiv | value | gradient | contract | finite | mutants killed | evidence |"]
+    lines.append("| --- " * 8 + "|")
+    killed = tried = argued = 0
+    for name in names:
+        print(name, file=sys.stderr)
+        marks = ["✓" if ok else "✗" for ok in column(name).values()]
+        mutants = "as its base" if REGISTRY[name].fixed else ""
+        if not REGISTRY[name].fixed:
+            k, t, a = mutants_of(name)
+            killed, tried, argued = killed + k, tried + t, argued + a
+            mutants = f"{k} of {t - a}"
+        kinds = [kind for kind in CLASSES if any(one.kind == kind for one in evidence(name))]
+        classes = f"{verdict(name)}: {', '.join(kinds)}" if kinds else verdict(name)
+        arxiv = REGISTRY[name].cls.about.arxiv or "—"
+        lines.append(f"| `{name}` | {arxiv} | {' | '.join(marks)} | {mutants} | {classes} |")
+    rate = 100 * killed / max(tried - argued, 1)
+    total = f"\n{killed} of {tried - argued} mutants are killed ({rate:.1f} %); {argued} more are the same loss.\n"
+    Path(PAGE).write_text(HEAD + "\n".join(lines) + "\n" + total + details(names) + arguments())
+
+
+def details(names: list[str]) -> str:
+    parts = ["\n## What speaks for each\n"]
+    for name in names:
+        parts.append(f"\n**`{name}`**\n")
+        found = evidence(name) or []
+        parts += [f"- {one.kind}: {one.what} (`{one.test}`)" for one in found]
+        if not found:
+            parts.append("- its reference alone")
+    return "\n".join(parts) + "\n"
+
+
+def arguments() -> str:
+    parts = ["\n## Mutants that are the same loss\n"]
+    for name, mutants in sorted(EQUIVALENT.items()):
+        parts += [f"- `{name}`, {text}: {reason}." for text, reason in mutants.items()]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    main()

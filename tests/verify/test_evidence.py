@@ -1,0 +1,42 @@
+"""The evidence that `prefopt.verify.evidence` names is there, and the page that lists it is up to date in its names."""
+
+from pathlib import Path
+
+import pytest
+from table import PAGE
+
+from prefopt import objectives
+from prefopt.registry import ALIASES
+from prefopt.verify import evidence as module
+from prefopt.verify.evidence import CLASSES, evidence
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", objectives.names())
+def test_every_test_named_as_evidence_exists(name: str) -> None:
+    found = evidence(name)
+    assert [CLASSES.index(one.kind) for one in found] == sorted(CLASSES.index(one.kind) for one in found)
+    for one in found:
+        file, _, test = one.test.partition("::")
+        text = (ROOT / file).read_text()
+        assert not test or f"def {test}(" in text
+        # The objective is named in the test file, under its name, an alias, or the name of its family.
+        names = [
+            name,
+            *(alias for alias, target in ALIASES.items() if target == name),
+            name.split("_")[-1],
+            "nemotron_rpo",
+        ]
+        assert any(word in text for word in names)
+
+
+def test_no_evidence_for_names_that_are_not_registered() -> None:
+    tables = (*module._OPTIMA.values(), *module._IDENTITIES.values(), *module._PUBLISHED.values(), module._PARITY)
+    assert {name for table in tables for name in table} <= set(objectives.names())
+
+
+def test_the_page_lists_every_objective() -> None:
+    page = (ROOT / PAGE).read_text()
+    for name in objectives.names():
+        assert f"| `{name}` |" in page, f"{name} is missing: run `python tests/verify/table.py`"
