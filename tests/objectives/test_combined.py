@@ -175,6 +175,13 @@ def test_nothing_is_lost_on_the_way_to_a_part():
     assert not torch.isclose(both(soft).mean(), both(batch).mean())
 
 
+def test_labelled_rows_are_imitated_where_desirable():
+    batch, _ = labelled()
+    view = batch.view(Demonstrations)
+    assert view.completions.logps.tolist() == [-2.0, -7.0]
+    assert float(get_objective("sft")(batch).mean().detach()) == 9 / 7
+
+
 # State, counts, metrics.
 
 

@@ -208,6 +208,23 @@ def test_ties_do_not_compete():
     torch.testing.assert_close(get_objective("pro", sft_weight=0)(scored).mean().detach(), expected)
 
 
+def test_a_group_of_one():
+    """Nothing to compare with: what is left is NCA's noise term and the likelihood of the only completion."""
+    s = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    alone = Ranked(
+        completions=Completions(logps=s, ref_logps=torch.zeros_like(s), lengths=torch.tensor([3])),
+        group=torch.tensor([0]),
+        scores=torch.tensor([1.5], dtype=torch.float64),
+    )
+    for name in ("dpo_pl", "infonca", "exo", "pro"):
+        value = get_objective(name)(alone).mean()
+        value.backward()
+        assert float(value.detach()) == 0 and float(s.grad) == 0, name
+    nca = -torch.nn.functional.logsigmoid(0.01 * s) - torch.nn.functional.logsigmoid(-0.01 * s)
+    torch.testing.assert_close(get_objective("nca")(alone).mean(), nca.sum())
+    assert float(get_objective("rrhf")(alone).mean().detach()) == -2
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_finite_for_large_margins(name, dtype):
