@@ -1,15 +1,13 @@
 """Rewards of completions: Python functions, alone or several with weights."""
 
-import importlib
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prefopt.errors import UsageError
+from prefopt.importing import load_target
 
 RewardFunction = Callable[..., Sequence[float]]
 """``f(prompts, completions, **columns) -> list[float]``: one number per completion. Prompts are as in the dataset
@@ -59,33 +57,12 @@ def make_reward(reward: Any) -> Reward:
     functions: dict[str, tuple[RewardFunction, float]] = {}
     for item in items:
         function, weight = item if isinstance(item, (list, tuple)) else (item, 1.0)
-        function = _import(function) if isinstance(function, str) else function
+        function = load_target(function, "reward") if isinstance(function, str) else function
         if not callable(function):
             raise UsageError(f"reward must be a function or 'FILE.py:NAME', not {type(function).__name__}.")
         name = getattr(function, "__name__", type(function).__name__)
         functions[name if name not in functions else f"{name}_{len(functions)}"] = (function, float(weight))
     return Reward(functions)
-
-
-def _import(target: str) -> RewardFunction:
-    place, _, name = target.rpartition(":")
-    if not place:
-        raise UsageError(f"reward {target!r} names no function: write FILE.py:NAME or module:NAME.")
-    if place.endswith(".py"):
-        path = Path(place)
-        if not path.is_file():
-            raise UsageError(f"reward {target!r}: the file {place} does not exist.")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(place)
-        except ImportError as error:
-            raise UsageError(f"reward {target!r}: {error}.") from error
-    if not hasattr(module, name):
-        raise UsageError(f"reward {target!r}: {place} has no function {name!r}.")
-    return getattr(module, name)
 
 
 def _accepted(function: RewardFunction, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:

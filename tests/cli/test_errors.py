@@ -24,6 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "long.json").write_text(json.dumps(long))
     (folder / "column.json").write_text(json.dumps([{"prompt": "a", "choosen": "b", "rejected": "c"}]))
     (folder / "broken.json").write_text('[{"prompt": "a", ')
+    (folder / "broken.py").write_text("def f(:\n")
     (folder / "reward.py").write_text("def short(prompts, completions):\n    return [1.0]\n")
     return folder
 
@@ -48,7 +49,11 @@ CASES = {
     "no reward": (["train", "rejection_sampling"], "needs a reward"),
     "no such reward": (
         ["train", "rejection_sampling", "--reward", "{w}/reward.py:long"],
-        "has no function 'long'",
+        "reward.py has no 'long'",
+    ),
+    "reward that does not compile": (
+        ["train", "rejection_sampling", "--reward", "{w}/broken.py:f"],
+        "broken.py cannot be loaded: line 1: invalid syntax",
     ),
     "reward of the wrong length": (
         ["train", "rejection_sampling", "--reward", "{w}/reward.py:short", "--max-new-tokens", "4"],
