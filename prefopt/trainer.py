@@ -161,16 +161,23 @@ class Trainer(transformers.Trainer):
     def _prepare_data(
         self, source: Any, policy: nn.Module, tokenizer: Any, args: TrainingArguments, which: str
     ) -> TokenizedDataset | None:
-        if source is None or isinstance(source, TokenizedDataset):
+        name, kind = self.algorithm.name, self.algorithm.data_kind
+        labels = () if self.algorithm.online else self.objective.needs.labels
+        if isinstance(source, TokenizedDataset):
+            source.check(kind, labels, name)
             return source
+        if source is None:
+            return None
         dataset = prepare_dataset(
             source,
-            self.algorithm.data_kind,
+            kind,
             tokenizer,
             self.data_settings,
             context=getattr(policy.config, "max_position_embeddings", None),
             mismatched=self._mismatched,
             seed=args.seed,
+            labels=labels,
+            reader=name,
         )
         for line in [*dataset.notes, *dataset.audit.lines()]:
             say(f"{which} data: {line}")

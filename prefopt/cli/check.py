@@ -20,6 +20,8 @@ def run_check(data: str, model: str, algorithm: str, settings: dict[str, Any]) -
         DataSettings.of(settings),
         context=getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None),
         mismatched="mismatched" in resolved.objective.needs.observes,
+        labels=() if resolved.online else resolved.objective.needs.labels,
+        reader=resolved.name,
     )
     for line in [*dataset.notes, *dataset.audit.lines()]:
         print(line)

@@ -8,7 +8,7 @@ from prefopt.data.collate import collate
 from prefopt.data.convert import convert
 from prefopt.data.dataset import TokenizedDataset, prepare_dataset
 from prefopt.data.encode import Encoder
-from prefopt.data.examples import DemonstrationExample, LabelledExample, PairExample, PromptExample
+from prefopt.data.examples import DemonstrationExample, LabelledExample, PairExample, PromptExample, RankedExample
 from prefopt.data.formats import to_examples
 from prefopt.data.read import load_rows
 from prefopt.data.sampler import StepSampler
@@ -24,6 +24,7 @@ __all__ = [
     "LabelledExample",
     "PairExample",
     "PromptExample",
+    "RankedExample",
     "StepSampler",
     "TokenizedDataset",
     "TokenizedExample",

@@ -17,10 +17,11 @@ class Audit:
     """Counts of the rows read, kept, cut and dropped.
 
     Attributes:
-        kind: pairs, labelled, demonstrations or prompts.
+        kind: pairs, labelled, ranked, demonstrations or prompts.
         read, kept, cut: numbers of examples; those cut are among those kept.
         dropped: reason → number.
         max_length: the limit in tokens.
+        left: reason → number of completions that left their group, which is kept.
         lengths: tokens of (prompt, whole row) before any cut, for every row that could be tokenised.
     """
 
@@ -31,6 +32,7 @@ class Audit:
     dropped: Mapping[str, int]
     max_length: int
     lengths: Sequence[tuple[int, int]] = field(default=(), repr=False)
+    left: Mapping[str, int] = field(default_factory=dict)
 
     def quantiles(self) -> dict[str, dict[str, int]]:
         """``{"prompt": {"50%": …, "90%": …, "max": …}, "row": …}`` in tokens, before any cut; empty without rows."""
@@ -48,6 +50,9 @@ class Audit:
         cut = f" ({self.cut} cut to {self.max_length} tokens)" if self.cut else ""
         line = f"{self.kind}: {self.read} read, {self.kept} kept{cut}"
         lines = [line + (f", {self._drops()}" if self.dropped else ", none dropped")]
+        if self.left:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in _by_count(self.left))
+            lines.append(f"completions that left their group: {reasons}")
         if self.lengths:
             sizes = self.quantiles()
             parts = [
@@ -76,8 +81,7 @@ class Audit:
 
     def _drops(self) -> str:
         total = sum(self.dropped.values())
-        reasons = sorted(self.dropped.items(), key=lambda item: -item[1])
-        return f"{total} dropped: " + ", ".join(f"{count} {reason}" for reason, count in reasons)
+        return f"{total} dropped: " + ", ".join(f"{count} {reason}" for reason, count in _by_count(self.dropped))
 
     def _remedy(self) -> str:
         main = max(self.dropped, key=lambda reason: self.dropped[reason], default="")
@@ -88,3 +92,7 @@ class Audit:
         if main.startswith("with a completion of"):
             return "Raise data.max_length, or cut completions with data.truncation='keep-start'"
         return "Correct these rows, or, if they were misread, name their layout in data.format"
+
+
+def _by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(reasons.items(), key=lambda item: -item[1])

@@ -10,37 +10,50 @@ from torch import Tensor
 from prefopt.data.tokenise import TokenizedExample
 from prefopt.errors import UsageError
 
+RANKED = -1
+
 
 def collate(examples: Sequence[TokenizedExample], pad_token_id: int = 0) -> dict[str, Any]:
     """Pad n examples of one kind on the right, in the order in which `prefopt.batches` lays rows out.
 
     Args:
-        examples: at least one. Pairs become 2n rows, all chosen and then all rejected; prompts n rows without a
-            completion.
+        examples: at least one. Pairs become 2n rows, all chosen and then all rejected; groups as many rows as they
+            have completions, one group after the other; prompts n rows without a completion.
         pad_token_id: what fills the padding.
 
     Returns:
         ``input_ids`` Long[R, T], ``attention_mask`` Long[R, T] (1 on tokens, 0 on padding), ``completion_mask``
         Bool[R, T] (True where ``input_ids[r, t]`` is a token of the completion that counts), and ``extras``: ``ids``
         Long[n] and whichever of ``desirable`` Bool[n], ``preference``, ``chosen_score``, ``rejected_score`` Float[n]
-        every example has. With partners also ``mismatched``: the first three again, Long or Bool[n, T'], for each
+        every example has; of groups ``group`` Long[R] (from 0), ``ranks`` Long[R] and, where every example has them,
+        ``scores`` Float[R]. With partners also ``mismatched``: the first three again, Long or Bool[n, T'], for each
         prompt followed by the completion of its partner.
 
     Raises:
         UsageError: no examples, or examples of several kinds.
     """
-    shapes = {len(example.completions) for example in examples}
+    shapes = {_shape(example) for example in examples}
     if len(shapes) != 1:
         raise UsageError("collate needs at least one example, and all of one kind.")
-    count = shapes.pop()
-    rows = [_row(each, each.completions[k], each.mask(k)) for k in range(count) for each in examples]
-    if count == 0:
+    shape = shapes.pop()
+    if shape == RANKED:
+        places = [(each, k) for each in examples for k in range(len(each.completions))]
+    else:
+        places = [(each, k) for k in range(shape) for each in examples]
+    rows = [_row(each, each.completions[k], each.mask(k)) for each, k in places]
+    if shape == 0:
         nothing = np.empty(0, dtype=np.int32)
         rows = [_row(each, nothing, nothing.astype(bool)) for each in examples]
-    batch: dict[str, Any] = {**_pad(rows, pad_token_id), "extras": _extras(examples)}
+    extras = {**_extras(examples), **(_group_extras(examples) if shape == RANKED else {})}
+    batch: dict[str, Any] = {**_pad(rows, pad_token_id), "extras": extras}
     if all(each.mismatched is not None for each in examples):
         batch["mismatched"] = _pad([_row(each, *each.mismatched) for each in examples], pad_token_id)
     return batch
+
+
+def _shape(example: TokenizedExample) -> int:
+    """How many completions every example of its kind has; `RANKED` where that varies."""
+    return RANKED if "ranks" in example.labels else len(example.completions)
 
 
 def _row(example: TokenizedExample, completion: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,4 +79,16 @@ def _extras(examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
         if all(name in example.labels for example in examples):
             kind = torch.bool if name == "desirable" else torch.float32
             extras[name] = torch.tensor([example.labels[name] for example in examples], dtype=kind)
+    return extras
+
+
+def _group_extras(examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
+    sizes = torch.tensor([len(each.completions) for each in examples])
+    extras = {
+        "group": torch.arange(len(examples)).repeat_interleave(sizes),
+        "ranks": torch.tensor([rank for each in examples for rank in each.labels["ranks"]], dtype=torch.long),
+    }
+    if all("scores" in each.labels for each in examples):
+        scores = [score for each in examples for score in each.labels["scores"]]
+        extras["scores"] = torch.tensor(scores, dtype=torch.float32)
     return extras

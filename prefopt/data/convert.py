@@ -1,29 +1,43 @@
 """One kind of example as another, where that is honest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import combinations
 
-from prefopt.data.examples import KINDS, DemonstrationExample, Example, LabelledExample, PairExample, PromptExample
+from prefopt.data.examples import (
+    KINDS,
+    DemonstrationExample,
+    Example,
+    LabelledExample,
+    PairExample,
+    PromptExample,
+    RankedExample,
+)
 from prefopt.data.messages import as_messages, key_of, split_last
 from prefopt.errors import DataError, UsageError, did_you_mean
 
 SOURCES: dict[str, tuple[str, ...]] = {
-    "pairs": ("pairs",),
-    "labelled": ("labelled", "pairs"),
-    "demonstrations": ("demonstrations", "pairs", "labelled"),
-    "prompts": ("prompts", "pairs", "labelled", "demonstrations"),
+    "pairs": ("pairs", "ranked"),
+    "labelled": ("labelled", "pairs", "ranked"),
+    "ranked": ("ranked", "pairs"),
+    "demonstrations": ("demonstrations", "pairs", "labelled", "ranked"),
+    "prompts": ("prompts", "pairs", "labelled", "ranked", "demonstrations"),
 }
 """Kind → the kinds that can become it."""
 
+Converted = tuple[list[Example], str]
 
-def convert(examples: Sequence[Example], kind: str) -> tuple[list[Example], str]:
+
+def convert(examples: Sequence[Example], kind: str, pairs: str = "all") -> Converted:
     """Read examples as another kind.
 
-    Pairs become labelled rows (two of each) or demonstrations (the chosen ones); labelled rows become demonstrations
-    where all are desirable; anything becomes prompts, each once.
+    Pairs become labelled rows (two of each), rankings of two, or demonstrations (the chosen ones). Rankings become
+    pairs or demonstrations (the best ones). Labelled rows become demonstrations where all are desirable; anything
+    becomes prompts, each once.
 
     Args:
         examples: all of one kind.
-        kind: ``"pairs"``, ``"labelled"``, ``"demonstrations"`` or ``"prompts"``.
+        kind: ``"pairs"``, ``"labelled"``, ``"ranked"``, ``"demonstrations"`` or ``"prompts"``.
+        pairs: how a ranking becomes pairs: ``"all"`` or ``"best-worst"``, as in `DataSettings`.
 
     Returns:
         The examples, and one line about the conversion to show to the user (empty if there was none).
@@ -39,32 +53,48 @@ def convert(examples: Sequence[Example], kind: str) -> tuple[list[Example], str]
     source = examples[0].kind
     if kind == "prompts":
         return _prompts(examples, source)
-    if (source, kind) == ("pairs", "labelled"):
-        rows = [row for pair in examples for row in _label_both(pair)]
-        return rows, f"{len(examples)} pairs read as {len(rows)} labelled rows: chosen desirable, rejected undesirable"
-    if (source, kind) == ("pairs", "demonstrations"):
-        rows = [DemonstrationExample(pair.prompt, pair.chosen, pair.columns) for pair in examples]
-        return rows, f"{len(rows)} pairs read as demonstrations: the chosen completions"
-    if (source, kind) == ("labelled", "demonstrations"):
-        return _desirable(examples)
-    raise DataError(f"{source} cannot be read as {kind}: {_WHY[kind]}. Use an algorithm for {source}, or other data.")
+    if source == "ranked" and kind in ("pairs", "labelled"):
+        return _ranked_to_pairs(examples, pairs) if kind == "pairs" else _ranked_to_labelled(examples, pairs)
+    way = _WAYS.get((source, kind))
+    if way is None:
+        raise DataError(
+            f"{source} cannot be read as {kind}: {_WHY[kind]}. Use an algorithm for {source}, or other data."
+        )
+    return way(examples)
 
 
 _WHY = {
     "pairs": "a pair needs two completions of one prompt, a chosen and a rejected one",
     "labelled": "each completion needs a label, desirable or not",
+    "ranked": "a ranking needs several completions of one prompt, with scores or ranks",
     "demonstrations": "there are no completions to imitate",
 }
 
 
-def _label_both(pair: PairExample) -> tuple[LabelledExample, LabelledExample]:
-    return (
-        LabelledExample(pair.prompt, pair.chosen, True, pair.columns),
-        LabelledExample(pair.prompt, pair.rejected, False, pair.columns),
-    )
+def _pairs_to_labelled(examples: Sequence[PairExample]) -> Converted:
+    rows = [
+        LabelledExample(pair.prompt, side, desirable, pair.columns)
+        for pair in examples
+        for side, desirable in ((pair.chosen, True), (pair.rejected, False))
+    ]
+    return rows, f"{len(examples)} pairs read as {len(rows)} labelled rows: chosen desirable, rejected undesirable"
 
 
-def _desirable(examples: Sequence[LabelledExample]) -> tuple[list[Example], str]:
+def _pairs_to_ranked(examples: Sequence[PairExample]) -> Converted:
+    rows = []
+    for pair in examples:
+        scores = pair.chosen_score, pair.rejected_score
+        sides = pair.chosen, pair.rejected
+        rows.append(RankedExample(pair.prompt, sides, None if None in scores else scores, (1, 2), pair.columns))
+    return rows, f"{len(rows)} pairs read as rankings of two"
+
+
+def _pairs_to_demonstrations(examples: Sequence[PairExample]) -> Converted:
+    rows = [DemonstrationExample(pair.prompt, pair.chosen, pair.columns) for pair in examples]
+    return rows, f"{len(rows)} pairs read as demonstrations: the chosen completions"
+
+
+def _labelled_to_demonstrations(examples: Sequence[LabelledExample]) -> Converted:
     bad = sum(not row.desirable for row in examples)
     if bad:
         raise DataError(
@@ -75,7 +105,62 @@ def _desirable(examples: Sequence[LabelledExample]) -> tuple[list[Example], str]
     return rows, f"{len(rows)} labelled rows read as demonstrations: all are desirable"
 
 
-def _prompts(examples: Sequence[Example], source: str) -> tuple[list[Example], str]:
+def _ranked_to_demonstrations(examples: Sequence[RankedExample]) -> Converted:
+    rows = [DemonstrationExample(row.prompt, row.completions[row.judged[0]], row.columns) for row in examples]
+    return rows, f"{len(rows)} rankings read as demonstrations: the best completions"
+
+
+def _ranked_to_pairs(examples: Sequence[RankedExample], pairs: str) -> Converted:
+    made = [_split(row, pairs) for row in examples]
+    rows = [pair for group in made for pair in group]
+    which = "every two completions that are not tied" if pairs == "all" else "the best against the worst"
+    tied = sum(not group for group in made)
+    if not rows:
+        raise DataError(f"no pair can be made of {len(examples)} rankings: all their completions are tied.")
+    note = f"{len(examples)} rankings read as {len(rows)} pairs: {which}"
+    return rows, note + (f" ({tied} rankings state no preference)" if tied else "")
+
+
+def _split(row: RankedExample, pairs: str) -> list[PairExample]:
+    """The preferences that a ranking states, or the widest of them."""
+    order, standing, scores = row.judged, row.standing, row.scores or (None,) * len(row.completions)
+    couples = combinations(order, 2) if pairs == "all" else [(order[0], order[-1])] if order else []
+    return [
+        PairExample(
+            row.prompt,
+            row.completions[better],
+            row.completions[worse],
+            chosen_score=scores[better],
+            rejected_score=scores[worse],
+            columns=row.columns,
+        )
+        for better, worse in couples
+        if standing[better] > standing[worse]
+    ]
+
+
+def _ranked_to_labelled(examples: Sequence[RankedExample], pairs: str) -> Converted:
+    """Only where each ranking is a pair, or the user says that its extremes may stand for it."""
+    if pairs == "all" and any(len(row.judged) != 2 or not _split(row, pairs) for row in examples):
+        raise DataError(
+            "a ranking says which completion is better, not which one is desirable. Take the best as desirable and the "
+            "worst as undesirable with data.pairs='best-worst', or use an algorithm for ranked data or pairs."
+        )
+    couples, note = _ranked_to_pairs(examples, pairs)
+    rows, after = _pairs_to_labelled(couples)
+    return rows, f"{note}; {after}"
+
+
+_WAYS: dict[tuple[str, str], Callable[[Sequence], Converted]] = {
+    ("pairs", "labelled"): _pairs_to_labelled,
+    ("pairs", "ranked"): _pairs_to_ranked,
+    ("pairs", "demonstrations"): _pairs_to_demonstrations,
+    ("labelled", "demonstrations"): _labelled_to_demonstrations,
+    ("ranked", "demonstrations"): _ranked_to_demonstrations,
+}
+
+
+def _prompts(examples: Sequence[Example], source: str) -> Converted:
     unique: dict[str, PromptExample] = {}
     for example in examples:
         prompt, columns = example.prompt, dict(example.columns)
@@ -83,7 +168,7 @@ def _prompts(examples: Sequence[Example], source: str) -> tuple[list[Example], s
             # Of a longer conversation the last answer is the one to write again.
             prompt, _ = split_last([*as_messages(prompt, "user"), *example.completion])
         # A reward function may want the answers that are known; a column of the data keeps its name.
-        for name in ("completion", "chosen", "rejected"):
+        for name in ("completion", "chosen", "rejected", "completions"):
             if hasattr(example, name):
                 columns.setdefault(name, getattr(example, name))
         unique.setdefault(key_of(prompt), PromptExample(prompt, columns))

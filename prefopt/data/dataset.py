@@ -16,6 +16,7 @@ from prefopt.data.convert import convert
 from prefopt.data.encode import Encoder
 from prefopt.data.examples import KINDS, Example
 from prefopt.data.formats import to_examples
+from prefopt.data.labels import demand, settle
 from prefopt.data.read import describe, has_splits, load_rows
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import PLAIN_NOTE
@@ -29,7 +30,7 @@ class TokenizedDataset(Dataset):
     """Tokenised examples of one kind; a map-style torch dataset.
 
     Args:
-        kind: pairs, labelled, demonstrations or prompts.
+        kind: pairs, labelled, ranked, demonstrations or prompts.
         examples: at least one.
         max_length: the limit in tokens that they respect.
         pad_token_id: for `collate`.
@@ -80,6 +81,19 @@ class TokenizedDataset(Dataset):
         room = self.max_length - len(example.prompt)
         return replace(example, mismatched=(partner.completions[0][:room], partner.mask(0)[:room]))
 
+    def check(self, kind: str, labels: Sequence[str], reader: str) -> None:
+        """Refuse to serve ``reader``, which takes examples of ``kind`` that all have ``labels``.
+
+        Raises:
+            DataError: the kind is another one, or a label is missing.
+        """
+        if self.kind != kind:
+            raise DataError(f"{reader} takes {kind}, and this tokenised dataset holds {self.kind}: prepare it again.")
+        kept, _ = demand(self.examples, labels, reader, self.kind)
+        if len(kept) < len(self.examples):
+            lost = len(self.examples) - len(kept)
+            raise DataError(f"{reader} needs {', '.join(labels)} for every row; {lost} have none: prepare it again.")
+
     @property
     def labels(self) -> np.ndarray | None:
         """``desirable`` of every row as bools, for `StepSampler(stratify=…)`; None for other kinds."""
@@ -122,20 +136,25 @@ def prepare_dataset(
     context: int | None = None,
     mismatched: bool = False,
     seed: int | None = None,
+    labels: Sequence[str] = (),
+    reader: str = "the algorithm",
 ) -> TokenizedDataset:
     """Load, understand, convert, tokenise and audit a dataset.
 
     Args:
         source: whatever `load_rows` reads.
-        kind: pairs, labelled, demonstrations or prompts.
+        kind: pairs, labelled, ranked, demonstrations or prompts.
         tokenizer: a `PreTrainedTokenizerBase`.
         settings: how; a mapping of field names will do.
         context: the model's context in tokens, if known.
         mismatched: give every labelled row a completion of another prompt (KTO).
         seed: of those partners; default ``settings.seed``.
+        labels: names of labels that every row must have, such as ``chosen_score``; a row without them is dropped.
+        reader: who reads them, for messages.
 
     Raises:
-        DataError: a source that cannot be read, understood or converted, or that loses too many rows.
+        DataError: a source that cannot be read, understood or converted, that lacks a label in every row, or that
+            loses too many rows.
         UsageError: settings that cannot work with this model.
     """
     settings = DataSettings.of(settings)
@@ -147,19 +166,25 @@ def prepare_dataset(
     name = describe(source)
     with _naming(name):
         reading = to_examples(rows, settings, kind)
-        examples, converted = convert(reading.examples, kind)
+        examples, converted = convert(reading.examples, kind, settings.pairs)
     made = tokenise(examples, tokenizer, settings, max_length)
     dropped = Counter(reading.dropped) + made.dropped
+    with _naming(name):
+        kept, unlabelled = demand(made.examples, labels, reader, reading.format.kind)
+    kept, unused = settle(kept)
+    dropped += Counter(unlabelled)
     read = len(examples) + sum(reading.dropped.values())
-    audit = Audit(kind, read, len(made.examples), made.cut, dropped, max_length, made.lengths)
+    audit = Audit(kind, read, len(kept), made.cut, dropped, max_length, made.lengths, made.left)
     with _naming(name):
         audit.check(settings.max_dropped)
     notes = [f"{Path(name).name if isinstance(source, (str, Path)) else name} read as {reading.format.name}"]
     notes += [converted] if converted else []
-    notes += _notes(source, settings, tokenizer, examples)
+    notes += [*unused, *_notes(source, settings, tokenizer, examples)]
+    if settings.pairs != "all" and (reading.format.kind, kind) not in (("ranked", "pairs"), ("ranked", "labelled")):
+        notes.append(f"data.pairs={settings.pairs!r} changes nothing here: no ranking is read as pairs")
     return TokenizedDataset(
         kind,
-        made.examples,
+        kept,
         max_length,
         _pad_id(tokenizer),
         audit,

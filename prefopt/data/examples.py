@@ -41,6 +41,40 @@ class LabelledExample:
 
 
 @dataclass(frozen=True)
+class RankedExample:
+    """Several completions of one prompt, judged against each other.
+
+    Attributes:
+        prompt: what all answer.
+        completions: the answers, in any order.
+        scores: scalar reward of each, higher is better, None for one that was not judged; None where nobody scored.
+        ranks: place of each, 1 is best; they decide the order where they are given.
+        columns: the other fields of the row.
+    """
+
+    kind: ClassVar[str] = "ranked"
+    prompt: Text
+    completions: tuple[Text, ...]
+    scores: tuple[float | None, ...] | None = None
+    ranks: tuple[float | None, ...] | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def standing(self) -> tuple[float | None, ...]:
+        """How each completion stands, higher is better; None for one that was not judged."""
+        if self.ranks is None:
+            return self.scores or (None,) * len(self.completions)
+        return tuple(None if rank is None else -rank for rank in self.ranks)
+
+    @property
+    def judged(self) -> list[int]:
+        """Which completions were judged, from the best to the worst; equals in the order of the row."""
+        standing = self.standing
+        known = [number for number, value in enumerate(standing) if value is not None]
+        return sorted(known, key=lambda number: -standing[number])
+
+
+@dataclass(frozen=True)
 class DemonstrationExample:
     """A completion to imitate.
 
@@ -70,6 +104,8 @@ class PromptExample:
     columns: dict[str, Any] = field(default_factory=dict)
 
 
-Example = PairExample | LabelledExample | DemonstrationExample | PromptExample
+Example = PairExample | LabelledExample | RankedExample | DemonstrationExample | PromptExample
 
-KINDS: dict[str, type] = {cls.kind: cls for cls in (PairExample, LabelledExample, DemonstrationExample, PromptExample)}
+KINDS: dict[str, type] = {
+    cls.kind: cls for cls in (PairExample, LabelledExample, RankedExample, DemonstrationExample, PromptExample)
+}

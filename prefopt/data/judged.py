@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from prefopt.data.examples import PairExample
+from prefopt.data.examples import PairExample, RankedExample
 from prefopt.data.layouts import (
     Format,
     Row,
@@ -14,6 +14,7 @@ from prefopt.data.layouts import (
     is_number,
     is_str,
     pair,
+    ranking,
     read_bool,
     read_number,
     user_turn,
@@ -120,37 +121,16 @@ def _summaries(row: Row) -> PairExample:
     return pair(head + "\nTL;DR:", texts[int(choice)], texts[1 - int(choice)])
 
 
-def _best_and_worst(answers: list[tuple[Any, float | None]]) -> tuple[tuple[str, float], tuple[str, float]]:
-    """The answers of the highest and the lowest score."""
-    scored = [(text, score) for text, score in answers if score is not None]
-    if len(scored) < 2:
-        raise Drop("with fewer than two rated answers")
-    best, worst = max(scored, key=lambda item: item[1]), min(scored, key=lambda item: item[1])
-    if best[1] == worst[1]:
-        raise Drop("ties")
-    return (read_string(best[0], "answer"), best[1]), (read_string(worst[0], "answer"), worst[1])
-
-
-def _ranked(prompt: Any, answers: list[tuple[Any, float | None]]) -> PairExample:
-    (best, high), (worst, low) = _best_and_worst(answers)
-    return pair(prompt, [assistant(best)], [assistant(worst)], chosen_score=high, rejected_score=low)
-
-
-def _nectar(row: Row) -> PairExample:
+def _nectar(row: Row) -> RankedExample:
     prompt = read_string(row.get("prompt"), "prompt")
     turns = read_transcript(prompt) if is_transcript(prompt) else [user(prompt)]
     if turns[-1] == assistant(""):
         turns = turns[:-1]
-    (best, _), (worst, _) = _best_and_worst([(answer["answer"], _minus(answer["rank"])) for answer in row["answers"]])
-    return pair(turns, [assistant(best)], [assistant(worst)])
+    answers = row["answers"]
+    return ranking(turns, [answer["answer"] for answer in answers], ranks=[answer["rank"] for answer in answers])
 
 
-def _minus(rank: Any) -> float | None:
-    number = read_number(rank)
-    return None if number is None else -number
-
-
-def _ultrafeedback(row: Row) -> PairExample:
+def _ultrafeedback(row: Row) -> RankedExample:
     # The mean over aspects: overall_score is wrong for about 2,000 rows of the published set (a 1 became a 10).
     def mean_rating(completion: Mapping) -> float | None:
         ratings = [
@@ -159,14 +139,17 @@ def _ultrafeedback(row: Row) -> PairExample:
         known = [rating for rating in ratings if rating is not None]
         return sum(known) / len(known) if known else None
 
-    answers = [(completion.get("response"), mean_rating(completion)) for completion in row["completions"] or []]
-    return _ranked(user_turn(row.get("instruction"), "instruction"), answers)
+    completions = row["completions"] or []
+    prompt = user_turn(row.get("instruction"), "instruction")
+    return ranking(prompt, [each.get("response") for each in completions], scores=map(mean_rating, completions))
 
 
-def _code_ultrafeedback(row: Row) -> PairExample:
+def _code_ultrafeedback(row: Row) -> RankedExample:
     ratings = {note["model"]: read_number(note.get("rating")) for note in row["annotations"] or []}
-    answers = [(item.get("response"), ratings.get(item.get("model"))) for item in row["responses"] or []]
-    return _ranked(user_turn(row.get("instruction"), "instruction"), answers)
+    answers = row["responses"] or []
+    scores = [ratings.get(answer.get("model")) for answer in answers]
+    prompt = user_turn(row.get("instruction"), "instruction")
+    return ranking(prompt, [answer.get("response") for answer in answers], scores=scores)
 
 
 def _list_with(*keys: str) -> Any:
@@ -181,7 +164,6 @@ def _is_json_list(value: Any) -> bool:
 
 
 _SAFE = {"prompt": is_str, "response_0": is_str, "response_1": is_str}
-_UNRANKED = ("models", "correct_answers", "incorrect_answers")
 
 JUDGED: tuple[Format, ...] = (
     Format("alpaca-eval", "pairs",
@@ -207,10 +189,10 @@ JUDGED: tuple[Format, ...] = (
     Format("summarize-from-feedback", "pairs",
            {"info": lambda value: isinstance(value, Mapping), "summaries": _list_with("text"), "choice": is_number},
            _summaries),
-    Format("nectar", "pairs", {"prompt": is_str, "answers": _list_with("answer", "rank")}, _nectar),
-    Format("ultrafeedback", "pairs", {"instruction": is_str, "completions": _list_with("response", "annotations")},
+    Format("nectar", "ranked", {"prompt": is_str, "answers": _list_with("answer", "rank")}, _nectar),
+    Format("ultrafeedback", "ranked", {"instruction": is_str, "completions": _list_with("response", "annotations")},
            _ultrafeedback),
-    Format("code-ultrafeedback", "pairs",
+    Format("code-ultrafeedback", "ranked",
            {"instruction": is_str, "responses": _list_with("model", "response"),
             "annotations": _list_with("model", "rating")}, _code_ultrafeedback),
 )  # fmt: skip

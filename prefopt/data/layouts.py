@@ -5,11 +5,19 @@ row to an example. `prefopt.data.formats` finds the one that fits a dataset.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from prefopt.data.examples import DemonstrationExample, Example, LabelledExample, PairExample, PromptExample, Text
+from prefopt.data.examples import (
+    DemonstrationExample,
+    Example,
+    LabelledExample,
+    PairExample,
+    PromptExample,
+    RankedExample,
+    Text,
+)
 from prefopt.data.messages import (
     Drop,
     as_messages,
@@ -74,6 +82,16 @@ def is_answer(value: Any) -> bool:
     return is_text(value) and not is_conversation(value)
 
 
+def is_answers(value: Any) -> bool:
+    """Whether a value is a list of answers, each a string, a message or messages."""
+    return isinstance(value, list) and len(value) > 0 and all(each is None or is_text(each) for each in value)
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether a value is a list in which something reads as a number."""
+    return isinstance(value, list) and any(map(is_number, value))
+
+
 def is_label(value: Any) -> bool:
     """Whether a value reads as true or false."""
     return read_bool(value) is not None
@@ -125,6 +143,27 @@ def by_sign(first: Any, second: Any, lean: float | None, column: str) -> tuple[A
 def pair(prompt: Text | None, chosen: Text, rejected: Text, **labels: float | None) -> PairExample:
     """A pair brought to one shape."""
     return PairExample(*split_pair(prompt, chosen, rejected), **labels)
+
+
+def ranking(
+    prompt: Text, answers: Sequence[Any], *, scores: Iterable[Any] | None = None, ranks: Iterable[Any] | None = None
+) -> RankedExample:
+    """Judged answers brought to one shape; one without a text or without a judgement stays, to be counted later.
+
+    Raises:
+        Drop: there are fewer than two judged answers, or as many judgements as answers are not given.
+    """
+    texts = ["" if answer is None else read_text(answer, "completions") for answer in answers]
+    if not all(isinstance(text, str) for text in (prompt, *texts)):
+        prompt = as_messages(prompt, "user")
+        texts = [split_prompt(prompt, as_messages(text, "assistant"))[1] for text in texts]
+    judgements = [None if given is None else tuple(map(read_number, given)) for given in (scores, ranks)]
+    if any(given is not None and len(given) != len(texts) for given in judgements):
+        raise Drop("with another number of scores than completions")
+    example = RankedExample(prompt, tuple(texts), *judgements)
+    if len(example.judged) < 2:
+        raise Drop("with fewer than two rated answers")
+    return example
 
 
 def user_turn(question: Any, column: str, system: Any = None) -> list[dict]:
@@ -254,6 +293,15 @@ def _question_answer(row: Row) -> DemonstrationExample:
     return DemonstrationExample(prompt, as_messages(answer, "assistant"))
 
 
+def _scored_completions(row: Row) -> RankedExample:
+    prompt, answers = read_text(row.get("prompt"), "prompt"), either(row, "completions", "responses")
+    if not isinstance(answers, list):
+        raise Drop("without 'completions'")
+    example = ranking(prompt, answers, scores=row.get("scores"), ranks=row.get("ranks"))
+    prompt, *completions = _with_system(row, example.prompt, *example.completions)
+    return replace(example, prompt=prompt, completions=tuple(completions))
+
+
 def _conversation_prompt(row: Row) -> PromptExample:
     turns = _conversation(row)
     if turns[-1]["role"] == "assistant":
@@ -291,6 +339,9 @@ OTHER: tuple[Format, ...] = (
            lambda row: LabelledExample(*split_last(_conversation(row)), _label(row)), ("system",)),
     Format("alpaca-label", "labelled", {"instruction": is_str, "output|response": is_text, _LABEL: is_label},
            lambda row: LabelledExample(*_alpaca_completion(row), _label(row)), _ALPACA),
+    Format("prompt-completions-scores", "ranked",
+           {"prompt": is_text, "completions|responses": is_answers, "scores|ranks": is_numbers}, _scored_completions,
+           ("system",)),
     Format("prompt-completion", "demonstrations", {"prompt": is_text, "completion|response": is_text},
            lambda row: DemonstrationExample(*_prompt_completion(row)), ("system",)),
     Format("alpaca", "demonstrations", {"instruction": is_str, "output|response": is_text},

@@ -131,6 +131,13 @@ def trains(message: Mapping) -> bool:
     return message["role"] == "assistant" and message.get("weight", 1) != 0 and message.get("train", True) is not False
 
 
+def is_empty(completion: Text) -> bool:
+    """Whether there is nothing in it that the model could learn to write."""
+    if isinstance(completion, str):
+        return not completion.strip()
+    return not any(trains(turn) and (turn["content"].strip() or turn.get("tool_calls")) for turn in completion)
+
+
 def split_pair(prompt: Text | None, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     """Bring prompt, chosen and rejected to one shape: all strings, or all messages.
 

@@ -1,13 +1,14 @@
 """What a user can say about data, validated when it is said."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from prefopt.errors import UsageError, did_you_mean
 
 TRUNCATION = ("drop", "keep-start", "keep-end")
+PAIRS = ("all", "best-worst")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class DataSettings:
         format: name of the layout, where the columns alone do not tell it; None detects it.
         columns: rename before reading: the column's name in the data → the name that the layout knows.
         template_args: extra arguments of the tokenizer's chat template, such as ``{"enable_thinking": False}``.
+        pairs: how a ranking becomes pairs. ``"all"`` makes one of every two completions that are not tied, so that
+            nothing is lost; ``"best-worst"`` one of the best and the worst.
         max_dropped: the largest share of rows, 0 to 1, that may be dropped (ties aside) before the run refuses.
         seed: of the partners that KTO scores under another prompt.
 
@@ -36,6 +39,7 @@ class DataSettings:
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     template_args: Mapping[str, Any] = field(default_factory=dict)
+    pairs: str = "all"
     max_dropped: float = 0.5
     seed: int = 0
 
@@ -73,10 +77,13 @@ def _length(value: Any) -> str:
     return "" if value is None or (_is_int(value) and value >= 2) else "must be a whole number of at least 2 tokens."
 
 
-def _truncation(value: Any) -> str:
-    if value in TRUNCATION:
-        return ""
-    return f"is not one of {', '.join(TRUNCATION)}.{did_you_mean(str(value), TRUNCATION)}"
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value in allowed:
+            return ""
+        return f"is not one of {', '.join(allowed)}.{did_you_mean(str(value), allowed)}"
+
+    return check
 
 
 def _split(value: Any) -> str:
@@ -116,11 +123,12 @@ def _is_int(value: Any) -> bool:
 
 _CHECKS = {
     "max_length": _length,
-    "truncation": _truncation,
+    "truncation": _one_of(*TRUNCATION),
     "split": _split,
     "format": _format,
     "columns": _columns,
     "template_args": _arguments,
+    "pairs": _one_of(*PAIRS),
     "max_dropped": _share,
     "seed": _seed,
 }

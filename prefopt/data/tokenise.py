@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from prefopt.data.encode import Encoded, Encoder
-from prefopt.data.examples import Example, PairExample, Text
-from prefopt.data.messages import Drop, key_of, trains
+from prefopt.data.examples import Example, PairExample, RankedExample
+from prefopt.data.group import Fit, Group, encode_group, fit_group, group_labels
+from prefopt.data.messages import Drop, is_empty, key_of
 from prefopt.data.settings import DataSettings
 
 
@@ -20,9 +22,10 @@ class TokenizedExample:
     Attributes:
         id: its place in the dataset, the same in every epoch.
         prompt: int32 ids, as generation would see them.
-        completions: int32 ids of each completion: (chosen, rejected), or one, or none for a prompt.
+        completions: int32 ids of each completion: (chosen, rejected), those of a group, one, or none for a prompt.
         masks: which ids of each completion count; None where all do.
-        labels: ``desirable`` (bool), ``preference``, ``chosen_score``, ``rejected_score`` (float), where known.
+        labels: ``desirable`` (bool), ``preference``, ``chosen_score``, ``rejected_score`` (float), where known; of a
+            group ``ranks`` (one whole number for each completion, 1 is best) and, where known, ``scores`` (floats).
         source: the example in words.
         mismatched: a completion of another prompt, to be scored after this one, with its mask (KTO).
     """
@@ -31,7 +34,7 @@ class TokenizedExample:
     prompt: np.ndarray
     completions: tuple[np.ndarray, ...]
     masks: tuple[np.ndarray, ...] | None = None
-    labels: dict[str, float | bool] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
     source: Example | None = None
     mismatched: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -49,12 +52,14 @@ class Tokenised:
         dropped: reason → number.
         cut: how many of the kept ones were cut to the limit.
         lengths: tokens of each prompt and of each whole row (its longest completion), before any cut.
+        left: reason → number of completions that left their group, which is kept.
     """
 
     examples: list[TokenizedExample]
     dropped: Counter
     cut: int
     lengths: list[tuple[int, int]]
+    left: Counter
 
 
 def tokenise(examples: Sequence[Example], tokenizer: Any, settings: DataSettings, max_length: int) -> Tokenised:
@@ -67,20 +72,22 @@ def tokenise(examples: Sequence[Example], tokenizer: Any, settings: DataSettings
         max_length: tokens of prompt and completion together.
     """
     encoder = Encoder(tokenizer, settings)
-    result, dropped, cut, lengths = [], Counter(), 0, []
+    result, dropped, cut, lengths, left = [], Counter(), 0, [], Counter()
+    limit = partial(fit, limit=max_length, truncation=settings.truncation, bos=tokenizer.bos_token_id)
     for example in examples:
+        gone: Counter = Counter()
         try:
-            prompt, completions = _encode(example, encoder)
-            longest = max((len(each.ids) for each in completions), default=0)
+            prompt, whole = _encode(example, encoder, gone)
+            longest = max((len(each.ids) for each in whole.values()), default=0)
             lengths.append((len(prompt), len(prompt) + longest))
-            short, kept = fit(prompt, completions, max_length, settings.truncation, tokenizer.bos_token_id)
-            _refuse_equal(kept, "identical after the cut")
+            short, kept = _fit(example, prompt, whole, limit, gone)
         except Drop as drop:
             dropped[drop.reason] += 1
             continue
-        cut += len(short) < len(prompt) or any(len(a.ids) < len(b.ids) for a, b in zip(kept, completions, strict=True))
+        cut += len(short) < len(prompt) or any(len(kept[k].ids) < len(whole[k].ids) for k in kept)
+        left += gone
         result.append(_pack(len(result), short, kept, example))
-    return Tokenised(result, dropped, cut, lengths)
+    return Tokenised(result, dropped, cut, lengths, left)
 
 
 def fit(
@@ -117,24 +124,34 @@ def _keep_end(prompt: np.ndarray, room: int, bos: int | None) -> np.ndarray:
     return prompt[len(prompt) - room :]
 
 
-def _encode(example: Example, encoder: Encoder) -> tuple[np.ndarray, list[Encoded]]:
+def _encode(example: Example, encoder: Encoder, left: Counter) -> tuple[np.ndarray, Group]:
     tools = example.columns.get("tools")
     if example.kind == "prompts":
-        return encoder.prompt(example.prompt, tools), []
+        return encoder.prompt(example.prompt, tools), {}
+    if isinstance(example, RankedExample):
+        return encode_group(example, encoder, left)
     if isinstance(example, PairExample):
         texts = [example.chosen, example.rejected]
-        if any(map(_is_empty, texts)):
+        if any(map(is_empty, texts)):
             raise Drop("with an empty completion")
         if key_of(texts[0]) == key_of(texts[1]):
             raise Drop("with chosen equal to rejected")
         (prompt, chosen), (_, rejected) = (encoder.completion(example.prompt, text, tools) for text in texts)
         _refuse_equal([chosen, rejected], "with chosen equal to rejected")
-        return prompt, [chosen, rejected]
-    if _is_empty(example.completion):
+        return prompt, {0: chosen, 1: rejected}
+    if is_empty(example.completion):
         raise Drop("with an empty completion")
     encode = encoder.demonstration if example.kind == "demonstrations" else encoder.completion
     prompt, completion = encode(example.prompt, example.completion, tools)
-    return prompt, [completion]
+    return prompt, {0: completion}
+
+
+def _fit(example: Example, prompt: np.ndarray, group: Group, limit: Fit, left: Counter) -> tuple[np.ndarray, Group]:
+    if isinstance(example, RankedExample):
+        return fit_group(example, prompt, group, limit, left)
+    short, kept = limit(prompt, list(group.values()))
+    _refuse_equal(kept, "identical after the cut")
+    return short, dict(zip(group, kept, strict=True))
 
 
 def _refuse_equal(completions: Sequence[Encoded], reason: str) -> None:
@@ -142,20 +159,15 @@ def _refuse_equal(completions: Sequence[Encoded], reason: str) -> None:
         raise Drop(reason)
 
 
-def _is_empty(completion: Text) -> bool:
-    if isinstance(completion, str):
-        return not completion.strip()
-    return not any(trains(turn) and (turn["content"].strip() or turn.get("tool_calls")) for turn in completion)
-
-
-def _pack(number: int, prompt: np.ndarray, completions: Sequence[Encoded], example: Example) -> TokenizedExample:
+def _pack(number: int, prompt: np.ndarray, group: Group, example: Example) -> TokenizedExample:
+    completions = group.values()
     whole = all(each.mask.all() for each in completions)
     return TokenizedExample(
         id=number,
         prompt=prompt,
         completions=tuple(each.ids for each in completions),
         masks=None if whole else tuple(each.mask for each in completions),
-        labels=_labels(example),
+        labels=group_labels(example, list(group)) if isinstance(example, RankedExample) else _labels(example),
         source=example,
     )
 

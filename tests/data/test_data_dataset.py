@@ -40,6 +40,7 @@ LABELLED = [{"prompt": f"Hi {n // 2}", "completion": f" you {n}", "label": n % 2
         ({"max_length": True}, "max_length=True must be"),
         ({"truncation": "keep-strat"}, "Did you mean 'keep-start'"),
         ({"format": "hh_rlhf"}, "Did you mean 'hh-rlhf'"),
+        ({"pairs": "best_worst"}, "Did you mean 'best-worst'"),
         ({"max_dropped": 1.5}, "max_dropped=1.5"),
         ({"columns": ["a"]}, "columns"),
         ({"columns": {"a": 1}}, "must map names of columns"),
@@ -168,7 +169,9 @@ def test_optional_labels_only_where_every_row_has_them(make):
     extras = data.collate([data[0], data[1]])["extras"]
     assert extras.keys() == {"ids", "preference"}
     assert extras["preference"].tolist() == [0.75, 0.5]
-    assert data.collate([data[0]])["extras"].keys() == {"ids", "preference", "chosen_score"}
+    # Not even where a batch happens to hold only rows that have them: a row must not depend on its neighbours.
+    assert data.collate([data[0]])["extras"].keys() == {"ids", "preference"}
+    assert "'chosen_score' is known for 1 of 2 rows only, and is not used" in data.notes
 
 
 def test_holes_reach_the_completion_mask(make):

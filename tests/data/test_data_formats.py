@@ -2,7 +2,15 @@ import json
 
 import pytest
 
-from prefopt.data import DataSettings, DemonstrationExample, LabelledExample, PairExample, PromptExample, to_examples
+from prefopt.data import (
+    DataSettings,
+    DemonstrationExample,
+    LabelledExample,
+    PairExample,
+    PromptExample,
+    RankedExample,
+    to_examples,
+)
 from prefopt.errors import DataError
 
 
@@ -104,19 +112,29 @@ PAIRS = {
     "nectar": [
         ({"prompt": "\n\nHuman: Q\n\nAssistant: ",
           "answers": [{"answer": "so", "rank": 2}, {"answer": "bad", "rank": 7}, {"answer": "good", "rank": 1}]},
-         TURNS),
+         RankedExample([u("Q")], ([a("so")], [a("bad")], [a("good")]), ranks=(2.0, 7.0, 1.0))),
     ],
     "ultrafeedback": [
         # overall_score is wrong in the published data: the mean rating decides
         ({"instruction": "Q", "completions": [
             {"response": "bad", "overall_score": 10, "annotations": {"x": {"Rating": "1"}, "y": {"Rating": "2"}}},
             {"response": "good", "overall_score": 5, "annotations": {"x": {"Rating": "5"}, "y": {"Rating": "N/A"}}}]},
-         PairExample([u("Q")], [a("good")], [a("bad")], chosen_score=5.0, rejected_score=1.5)),
+         RankedExample([u("Q")], ([a("bad")], [a("good")]), scores=(1.5, 5.0))),
     ],
     "code-ultrafeedback": [
         ({"instruction": "Q", "responses": [{"model": "m", "response": "bad"}, {"model": "n", "response": "good"}],
           "annotations": [{"model": "n", "rating": "5"}, {"model": "m", "rating": "2"}]},
-         PairExample([u("Q")], [a("good")], [a("bad")], chosen_score=5.0, rejected_score=2.0)),
+         RankedExample([u("Q")], ([a("bad")], [a("good")]), scores=(2.0, 5.0))),
+    ],
+    "prompt-completions-scores": [
+        ({"prompt": "Q", "completions": ["x", "y", "z"], "scores": [1, "2.5", None]},
+         RankedExample("Q", ("x", "y", "z"), scores=(1.0, 2.5, None))),
+        ({"prompt": "Q", "responses": ["x", None, "z"], "ranks": [2, 3, 1], "scores": [0.1, 0.2, 0.3]},
+         RankedExample("Q", ("x", "", "z"), scores=(0.1, 0.2, 0.3), ranks=(2.0, 3.0, 1.0))),
+        ({"prompt": [u("Q")], "completions": [[u("Q"), a("x")], a("y"), "z"], "scores": [1, 2, 3]},
+         RankedExample([u("Q")], ([a("x")], [a("y")], [a("z")]), scores=(1.0, 2.0, 3.0))),
+        ({"system": "Be kind.", "prompt": "Q", "completions": ["x", "y"], "scores": [1, 2]},
+         RankedExample([SYSTEM, u("Q")], ([a("x")], [a("y")]), scores=(1.0, 2.0))),
     ],
 }  # fmt: skip
 
@@ -275,6 +293,18 @@ def test_renaming_and_naming_the_format():
 def test_prompts_keep_every_column_for_reward_functions():
     example = to_examples([{"question": "Q", "answer": "4"}], kind="prompts").examples[0]
     assert example.columns == {"question": "Q", "answer": "4"}
+
+
+def test_rankings_that_are_none_are_dropped_with_their_reasons():
+    row = {"prompt": "Q", "completions": ["x", "y"], "scores": [1, 2]}
+    bad = [{**row, "scores": [1]}, {**row, "scores": [1, None]}, {**row, "completions": "xy"}, {**row, "scores": None}]
+    reading = to_examples([row, *bad])
+    assert len(reading.examples) == 1
+    assert reading.dropped == {
+        "with another number of scores than completions": 1,
+        "with fewer than two rated answers": 2,
+        "without 'completions'": 1,
+    }
 
 
 def test_a_malformed_row_is_counted_and_named():
