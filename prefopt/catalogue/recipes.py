@@ -55,6 +55,8 @@ class Recipe:
             "logging_steps": 10,
             "save_total_limit": 2,
             "report_to": "none",
+            # Every trainable weight is in every forward pass; looking for unused ones costs a walk of the graph.
+            "ddp_find_unused_parameters": False,
         }
 
 
