@@ -191,6 +191,7 @@ def merge_needs(parts: tuple[Part, ...]) -> Needs:
         statistics=frozenset().union(*(need.statistics for need in needs)),
         observes=frozenset().union(*(need.observes for need in needs)),
         labels=tuple(dict.fromkeys(labels)),
+        optional=tuple(dict.fromkeys(label for need in needs for label in need.optional)),
         coupled=any(need.coupled for need in needs),
     )
 

@@ -76,6 +76,7 @@ class Needs:
             ``"mismatched"``: completions scored after another prompt (KTO); ``"rows"``: the policy's own log-probs
             of the step (BCO). Always a set when read: ``"rows" in needs.observes``.
         labels: label columns of the batch that it reads and that a dataset may lack (``"chosen_score"`` ...).
+        optional: label columns that it reads where the batch has them.
         coupled: True where the loss of one row depends on the other rows of its micro-batch (a sort, for one), so
             that accumulation would change it.
     """
@@ -87,6 +88,7 @@ class Needs:
     statistics: frozenset[str] = frozenset()
     observes: str | frozenset[str] = frozenset()
     labels: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     coupled: bool = False
 
     def __post_init__(self) -> None:

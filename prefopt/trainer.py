@@ -179,9 +179,17 @@ class Trainer(transformers.Trainer):
             labels=labels,
             reader=name,
         )
-        for line in [*dataset.notes, *dataset.audit.lines()]:
+        for line in [*dataset.notes, *self._unread(dataset), *dataset.audit.lines()]:
             say(f"{which} data: {line}")
         return dataset
+
+    def _unread(self, dataset: TokenizedDataset) -> list[str]:
+        """A line about numbers that the data has and the objective does not look at."""
+        needs = self.objective.needs
+        # The scores of a ranking give its order, which every ranked objective reads.
+        known = {"preference", "chosen_score", "rejected_score"} & set(dataset.examples[0].labels)
+        unread = sorted(known - {*needs.labels, *needs.optional})
+        return [f"{self.algorithm.name} does not use {', '.join(unread)} of this data"] if unread else []
 
     def _check_batches(self) -> None:
         """Refuse what would degenerate in silence."""

@@ -38,7 +38,7 @@ class CDPO(Objective[Pairs]):
         formula="-(1 - ε) log σ(β h) - ε log σ(-β h)",
         use="Pairs whose labels are noisy, or that several annotators or a judge labelled with a probability.",
     )
-    needs = Needs(batch=Pairs, reference=True)
+    needs = Needs(batch=Pairs, reference=True, optional=("preference",))
 
     beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
     label_smoothing: float = parameter(

@@ -248,8 +248,8 @@ def _pairs(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
     rejected = tuple(response if drawing.regime == "equal" else drawing.response() for response in chosen)
     columns = {"ids": drawing.ids(rows)}
     number = drawing.source.number
-    # Now and then a label that is not declared: some losses use one that happens to be there.
-    if "preference" in drawing.needs.labels or drawing.source.integer(0, 3) == 3:
+    optional = "preference" in drawing.needs.optional and drawing.source.choice((True, False))
+    if optional or "preference" in drawing.needs.labels:
         columns["preference"] = [number(0.0, 1.0) for _ in range(rows)]
     if "chosen_score" in drawing.needs.labels:
         columns["rejected_score"] = [number(-2.0, 2.0) for _ in range(rows)]
