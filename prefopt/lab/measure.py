@@ -1,0 +1,377 @@
+"""What a trained policy is worth: gold reward, win rate, KL, accuracy and length, each with its interval; and the cost.
+
+Every interval is a 95 % t-interval. A prompt, or a held-out pair, is one observation: its samples are averaged first,
+because completions of one prompt are not independent. Where an algorithm was trained with several seeds there is a
+second interval, over seeds, which says how much another training run would differ.
+"""
+
+import ctypes
+import gc
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from prefopt.data import DataSettings, Encoder, PromptExample, TokenizedDataset, TokenizedExample, collate
+from prefopt.errors import UsageError
+from prefopt.models.reference import FrozenModel
+from prefopt.objective import Objective
+from prefopt.rollouts import GenerationSettings, Sample, TransformersGenerator
+from prefopt.scoring import Layout, score, to_completions
+from prefopt.steps import StepScorer
+
+GoldReward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""``f(prompts, completions) -> list[float]``, in [0, 1], higher is better."""
+
+LEVEL = 0.95
+ROWS = 128  # completions per forward pass of scoring
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its uncertainty, all in the unit of the quantity.
+
+    Attributes:
+        mean: over prompts (or pairs) and training seeds.
+        low, high: 95 % t-interval over prompts (or pairs), given these training runs.
+        seed_low, seed_high: 95 % t-interval over training seeds, given these prompts; None for a single seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seed_low: float | None = None
+    seed_high: float | None = None
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, "seeds units"]) -> Self:
+        """From one value per training seed and prompt (or pair).
+
+        Raises:
+            UsageError: fewer than two prompts or pairs, which give no interval.
+        """
+        seeds, units = values.shape
+        if units < 2:
+            raise UsageError(f"an interval needs at least 2 prompts and 2 pairs to average over, not {units}.")
+        over_seeds = t_interval(values.mean(axis=1)) if seeds > 1 else (None, None)
+        return cls(float(values.mean()), *t_interval(values.mean(axis=0)), *over_seeds)
+
+    def above(self, other: "Estimate") -> bool:
+        """Whether this interval over prompts lies wholly above the other's."""
+        return self.low > other.high
+
+
+def t_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> tuple[float, float]:
+    """The t-interval of the mean of n ≥ 2 independent values."""
+    half = t_quantile(len(values) - 1, level) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def t_quantile(degrees: int, level: float = LEVEL) -> float:
+    """The t with P(\\|T\\| ≤ t) = level for Student's distribution with that many degrees of freedom.
+
+    With T = √ν · tan θ the density of θ is proportional to cos^(ν-1) θ, which is integrated on a grid.
+    """
+    theta = np.linspace(0.0, math.pi / 2, 200_001)
+    density = np.cos(theta) ** (degrees - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return float(math.sqrt(degrees) * np.tan(np.interp(level, below / below[-1], theta)))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """k completions of each of n prompts.
+
+    Attributes:
+        prompts: as text.
+        prompt_ids: the same as tokens.
+        groups: n lists of k samples.
+        rewards: gold reward of each.
+    """
+
+    prompts: list[str]
+    prompt_ids: list[np.ndarray]
+    groups: list[list[Sample]]
+    rewards: Float[np.ndarray, "n k"]
+
+    @property
+    def lengths(self) -> Float[np.ndarray, "n k"]:
+        """Tokens per completion, the end-of-sequence token included."""
+        return np.array([[float(len(sample.ids)) for sample in group] for group in self.groups])
+
+
+def sample(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    reward: GoldReward,
+    *,
+    k: int = 2,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Samples:
+    """Sample k completions of each prompt at temperature 1 and score them.
+
+    The same seed gives the same samples; the global random state is as before when it returns.
+    """
+    encoder = Encoder(tokenizer, DataSettings())
+    ids = [encoder.prompt(prompt) for prompt in prompts]
+    settings = GenerationSettings(n=k, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        groups = TransformersGenerator(tokenizer, encoder.stop_ids()).generate(model, ids, settings)
+    texts = [each.text for group in groups for each in group]
+    rewards = reward([prompt for prompt in prompts for _ in range(k)], texts)
+    return Samples(list(prompts), ids, groups, np.asarray(rewards, dtype=np.float64).reshape(len(prompts), k))
+
+
+def win_rates(policy: Samples, start: Samples) -> Float[np.ndarray, " n"]:
+    """For each prompt, the share of its k² comparisons of a policy's with a start's completion that the policy wins.
+
+    Ties count one half. The two must have been sampled with different seeds, or equal models would copy each other.
+    """
+    difference = policy.rewards[:, :, None] - start.rewards[:, None, :]
+    return (1 + np.sign(difference)).mean(axis=(1, 2)) / 2
+
+
+@torch.no_grad()
+def log_ratios(policy: nn.Module, start: nn.Module, samples: Samples, pad_token_id: int) -> Float[np.ndarray, "n k"]:
+    """Σ_t [log π(y_t) − log π_0(y_t)] of each completion, in nats.
+
+    On the policy's own samples their mean estimates KL(π ‖ π_0) per completion (of completions cut at the token limit,
+    where it cuts). Single values may be negative; the divergence is not.
+    """
+    rows = [
+        TokenizedExample(i, prompt, (each.ids,), None, {}, PromptExample(text))
+        for i, (text, prompt, group) in enumerate(zip(samples.prompts, samples.prompt_ids, samples.groups, strict=True))
+        for each in group
+    ]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].completions[0]))
+    ratios = np.empty(len(rows))
+    with _evaluating(policy), _evaluating(start):
+        for chunk in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
+            batch = collate([rows[i] for i in chunk], pad_token_id)
+            layout = Layout.of(batch["input_ids"], batch["completion_mask"])
+            values = {"logps": _score(policy, batch), "ref_logps": _score(start, batch)}
+            ratios[chunk] = to_completions(layout, values).log_ratio.numpy()
+    return ratios.reshape(samples.rewards.shape)
+
+
+def _score(model: nn.Module, batch: dict[str, Any]) -> Float[Tensor, " k"]:
+    """Log-probabilities on the model's own device, brought to the CPU in float64."""
+    device = next(model.parameters()).device
+    batch = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "completion_mask")}
+    layout = Layout.of(batch["input_ids"], batch["completion_mask"])
+    return score(model, batch, layout)["logps"].cpu().double()
+
+
+@torch.no_grad()
+def pair_outcomes(
+    objective: Objective, policy: nn.Module, start: nn.Module, pairs: TokenizedDataset
+) -> Float[np.ndarray, " n"]:
+    """For each pair 1, ½ or 0: the objective's implicit reward prefers the chosen one, neither, or the rejected one.
+
+    It is ``objective.reward`` for every algorithm, whatever data it trains on. For pairwise ones the mean is what
+    ``Trainer.evaluate`` logs as ``eval_rewards/accuracies``.
+    """
+    scorer = StepScorer(objective, FrozenModel(start, "the start") if objective.needs.reference else None)
+    device = next(policy.parameters()).device
+    outcomes = []
+    with _evaluating(policy):
+        for begin in range(0, len(pairs), ROWS // 2):
+            batch = pairs.collate([pairs[i] for i in range(begin, min(begin + ROWS // 2, len(pairs)))])
+            batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            scorer.score_reference(policy, batch)
+            rows = scorer.completions(policy, batch)
+            n = len(rows) // 2
+            outcomes.append((1 + torch.sign(objective.reward(rows[:n]) - objective.reward(rows[n:]))) / 2)
+    return torch.cat(outcomes).double().cpu().numpy()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one trained policy did: one value per held-out prompt, or per held-out pair.
+
+    Attributes:
+        reward: gold reward, mean of the prompt's samples, in [0, 1].
+        length: tokens per completion, end-of-sequence token included.
+        win_rate: share of comparisons with the start's completions that are won, in [0, 1]; None for the start.
+        kl: log π − log π_0 per completion in nats; None for the start.
+        accuracy: 1, ½ or 0 for each pair; None for the start.
+    """
+
+    reward: Float[np.ndarray, " prompts"]
+    length: Float[np.ndarray, " prompts"]
+    win_rate: Float[np.ndarray, " prompts"] | None = None
+    kl: Float[np.ndarray, " prompts"] | None = None
+    accuracy: Float[np.ndarray, " pairs"] | None = None
+
+
+@dataclass
+class Cost:
+    """What a training run cost.
+
+    Attributes:
+        seconds: wall time.
+        peak_mb: largest resident memory of the whole process in that time, in MB (10⁶ bytes): interpreter, libraries,
+            data and model included. The kernel's own high-water mark, set back at the start, so nothing between two
+            looks is missed. Where it cannot be set back (outside Linux) it is the largest since the process began.
+        added_mb: how much of it came on top of what the process held at the start, after freed memory was returned;
+            this is what tells algorithms apart.
+    """
+
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    added_mb: float = 0.0
+
+
+@contextmanager
+def costing() -> Iterator[Cost]:
+    """Measure the block; the numbers are in the `Cost` it yields once the block has ended."""
+    cost = Cost()
+    gc.collect()
+    _return_freed_memory()
+    _reset_peak()
+    before, began = _memory_mb("VmRSS"), time.perf_counter()
+    yield cost
+    cost.seconds = time.perf_counter() - began
+    cost.peak_mb = _memory_mb("VmHWM")
+    cost.added_mb = max(0.0, cost.peak_mb - before)
+
+
+def _memory_mb(entry: str) -> float:
+    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith(entry + ":"):
+                return int(line.split()[1]) * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _reset_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _return_freed_memory() -> None:
+    """Give memory that was freed back to the system, or one run's would count for the next; glibc only."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """An algorithm over all its training seeds.
+
+    Attributes:
+        name: of the algorithm, or "start".
+        seeds: training runs it stands for.
+        reward: gold reward, in [0, 1].
+        length: tokens per completion.
+        win_rate: against the start, in [0, 1], ties one half; None for the start, as the next two.
+        kl: KL(π ‖ π_0) per completion, in nats.
+        accuracy: share of held-out pairs that the implicit reward orders rightly, in [0, 1], ties one half.
+        cost: mean seconds and largest memory of a training run; None for the start.
+    """
+
+    name: str
+    seeds: int
+    reward: Estimate
+    length: Estimate
+    win_rate: Estimate | None = None
+    kl: Estimate | None = None
+    accuracy: Estimate | None = None
+    cost: Cost | None = None
+
+    @classmethod
+    def of(cls, name: str, runs: Sequence[Measurement], costs: Sequence[Cost] = ()) -> Self:
+        """Sum up training runs of one algorithm that were measured on the same prompts and pairs."""
+        estimates = {
+            key: Estimate.of(np.stack([getattr(run, key) for run in runs]))
+            for key in ("reward", "length", "win_rate", "kl", "accuracy")
+            if getattr(runs[0], key) is not None
+        }
+        cost = None
+        if costs:
+            peak = max(costs, key=lambda each: each.peak_mb)
+            added = max(each.added_mb for each in costs)
+            cost = Cost(float(np.mean([each.seconds for each in costs])), peak.peak_mb, added)
+        return cls(name, len(runs), cost=cost, **estimates)
+
+
+@dataclass
+class Yardstick:
+    """Measures policies against one starting model, on the same prompts and pairs.
+
+    Attributes:
+        start: the starting model, π_0.
+        tokenizer: of all the policies.
+        prompts: held-out prompts.
+        pairs: held-out pairs, from `prepare_dataset`.
+        reward: the gold reward.
+        k: completions per prompt.
+        max_new_tokens: where completions are cut.
+        seed: of the sampling. The start is sampled with it, every policy with the next one.
+        start_samples: completions of the start; drawn when it is made.
+    """
+
+    start: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[str]
+    pairs: TokenizedDataset
+    reward: GoldReward
+    k: int = 2
+    max_new_tokens: int = 64
+    seed: int = 0
+    start_samples: Samples = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start_samples = self._sample(self.start, self.seed)
+
+    def of_start(self) -> Measurement:
+        """The starting model's own measurement."""
+        samples = self.start_samples
+        return Measurement(samples.rewards.mean(axis=1), samples.lengths.mean(axis=1))
+
+    def measure(self, policy: nn.Module, objective: Objective) -> tuple[Measurement, Samples]:
+        """Measure one trained policy; also the completions that were drawn for it."""
+        samples = self._sample(policy, self.seed + 1)
+        measurement = Measurement(
+            reward=samples.rewards.mean(axis=1),
+            length=samples.lengths.mean(axis=1),
+            win_rate=win_rates(samples, self.start_samples),
+            kl=log_ratios(policy, self.start, samples, self.pairs.pad_token_id).mean(axis=1),
+            accuracy=pair_outcomes(objective, policy, self.start, self.pairs),
+        )
+        return measurement, samples
+
+    def _sample(self, model: nn.Module, seed: int) -> Samples:
+        options = {"k": self.k, "max_new_tokens": self.max_new_tokens, "seed": seed}
+        return sample(model, self.tokenizer, self.prompts, self.reward, **options)
