@@ -48,6 +48,8 @@ def explain(name: str) -> str:
     also = [alias for alias, target in registry.ALIASES.items() if target == algorithm.name]
     if also:
         lines.append(f"  also       {', '.join(also)}")
+    if not algorithm.online:
+        lines += [f"  evidence   {line}" for line in _evidence(algorithm.name)]
     recipe = algorithm.recipe
     lines.append(f"  rate       {recipe.full:g} for a full fine-tune, {recipe.adapter:g} for LoRA and QLoRA")
     fields = dataclasses.fields(algorithm.selection if algorithm.online else algorithm.objective)
@@ -56,6 +58,14 @@ def explain(name: str) -> str:
     lines += [f"    {f.name} = {values[f.name]!r}{_bounds(f)}: {f.metadata.get('help', '')}" for f in fields]
     text = inspect.getdoc(type(algorithm.selection) if algorithm.online else type(algorithm.objective))
     return "\n".join([*lines, "", text or ""])
+
+
+def _evidence(name: str) -> list[str]:
+    """What speaks for the loss being the paper's; nothing is known of other people's objectives."""
+    from prefopt.verify.evidence import evidence
+
+    found = [f"{one.kind}: {one.what}" for one in evidence(name)]
+    return found or ["none besides agreement with its own reference; `prefopt verify` checks the contract"]
 
 
 def _data(algorithm: Algorithm) -> str:
