@@ -7,6 +7,8 @@ SHAPE = "only the length or the device of the tensor is read, and the two tensor
 DIGITS = "two ways to evaluate e^x − 1 that differ in the last digits of float32, less than rounding of the inputs does"
 CONSTANT = "a constant in both implicit rewards, which their difference cancels"
 SENTINEL = "any number above 1 sorts masked tokens behind the lots of the others, which lie between 0 and 1"
+BRANCHES = "both branches are the same function, and both have all digits where the choice between them moves"
+UNTAKEN = "the argument of a branch that is not taken"
 REFUSAL = "only which missing input is refused changes"
 
 EXPM1 = {
@@ -45,7 +47,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "nca": {
         "self.terms: `Term(values, 'group')` becomes `Term(values)`": GROUP,
         "self.targets: `batch.scores - batch.scores[top]` becomes `batch.scores + batch.scores[top]`": SHIFT,
-        "self.targets: `-torch.inf` becomes `torch.inf`": SHIFT,
+        "_log_sigmoid_gain: `difference.abs() < 1` becomes `difference.abs() < 2`": BRANCHES,
+        "_log_sigmoid_gain: `torch.where(close, difference, 0.0)` becomes "
+        "`torch.where(close, difference, 1.0)`": UNTAKEN,
     },
     "pro": {
         "self.terms: `Term(-logsigmoid(gap.amax(dim=1) * mean[winners] - below), 'group')` becomes "

@@ -106,14 +106,18 @@ def breaks(mutant: Mutant, expected: list[Expected]) -> bool:
         one = trial(Seeded(seed), REGISTRY[name].cls, {}, regime=("extreme", "certain")[seed % 2], rows=4, longest=6)
         if not finite(replace(one, objective=rebuilt(one.objective, mutant)), torch.float32).passed:
             return True
-    # Last, because it is slow: the precision of float32, on the batches of the suite itself.
-    return not search(
-        "gradient float32",
-        lambda one: check_gradient(
-            reference(name), replace(one, objective=rebuilt(one.objective, mutant)), torch.float32
-        ),
-        lambda source: trial(source, REGISTRY[name].cls, {}, longest=6),
-        examples=400,
+    # Last, because it is slow: all digits, on the batches of the suite itself.
+    return not all(
+        search(
+            "gradient",
+            lambda one, d=dtype: check_gradient(
+                reference(name), replace(one, objective=rebuilt(one.objective, mutant)), d
+            ),
+            lambda source: trial(source, REGISTRY[name].cls, {}, longest=6),
+            examples=400,
+            shrink=False,
+        )
+        for dtype in (torch.float32, torch.float64)
     )
 
 
