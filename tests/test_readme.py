@@ -33,6 +33,16 @@ def test_the_swap_trains_and_saves_an_adapter(executed: dict[str, Any]) -> None:
     assert executed["trainer_1"].algorithm.name == "rejection_sampling"
 
 
+def test_verify_prints_what_the_readme_shows(capsys: pytest.CaptureFixture) -> None:
+    from prefopt.verify import main_verify
+
+    assert main_verify(f"{README.parent}/docs/examples/my_losses.py:loss", "dpo") == 1
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    block = README.read_text().split("--as dpo\n")[1].split("```")[0]
+    for line in block.splitlines():
+        assert line.strip() == "..." or line.rstrip() in printed, line
+
+
 def test_the_bare_loss_is_dpos(executed: dict[str, Any]) -> None:
     # h = (0.5 + 0.5, -0.5 - 1.0); mean of log(1 + e^(-h/10)).
     assert executed["loss"].mean().item() == pytest.approx((0.6443967 + 0.7709545) / 2, rel=1e-5)
