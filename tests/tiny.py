@@ -97,3 +97,16 @@ def labelled(n: int, seed: int = 0) -> list[dict]:
         {"prompt": row["prompt"], "completion": row["chosen"], "label": i % 2 == 0}
         for i, row in enumerate(pairs(n, seed))
     ]
+
+
+def ranked(n: int, seed: int = 0) -> list[dict]:
+    """Groups of 2 to 4 scored completions, two of which are tied in every third group."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    rows = []
+    for i, row in enumerate(pairs(n, seed)):
+        texts = list(dict.fromkeys([row["chosen"], row["rejected"], *(words(generator, 2, 9) for _ in range(i % 3))]))
+        scores = [1.5 - 0.75 * k for k in range(len(texts))]
+        if i % 3 == 2:
+            scores[-1] = scores[-2]
+        rows.append({"prompt": row["prompt"], "completions": texts, "scores": scores})
+    return rows
