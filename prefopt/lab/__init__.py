@@ -1,0 +1,1 @@
+"""The lab: an embedded world of restaurant reviews with a gold reward, for demos and tests that download nothing."""
