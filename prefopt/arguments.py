@@ -1,6 +1,7 @@
 """`transformers.TrainingArguments` from an algorithm's recipe and what the user said."""
 
 import dataclasses
+import re
 from typing import Any
 
 from transformers import TrainingArguments
@@ -55,7 +56,7 @@ def _merged(given: dict[str, Any], recipe: dict[str, Any], algorithm: str) -> Tr
         if key not in fields:
             raise UsageError(f"args has no field {key!r}.{did_you_mean(key, fields)} See TrainingArguments.")
     _refuse_without_effect(given)
-    recipe = {"output_dir": f"prefopt-{algorithm}", **recipe}
+    recipe = {"output_dir": "prefopt-" + re.sub(r"[^\w.=]+", "-", algorithm).strip("-"), **recipe}
     if "gradient_checkpointing" in given or "activation_checkpointing" in given:
         recipe = {key: value for key, value in recipe.items() if not key.startswith(CHECKPOINTING)}
     if any(key in given for key in (*_PRECISION, "use_cpu")):

@@ -152,6 +152,8 @@ def assign_flag(values: dict[str, Any], flag: str, text: str, algorithm: str) ->
             return
     everything = [field for known in sections.values() for field in known]
     own = ", ".join(sections["hyperparameters"]) or "none"
+    if any(sign in algorithm for sign in "+*"):
+        own = "those of its parts, in brackets, as in 'dpo(beta=0.2) + 0.2*sft'"
     near = did_you_mean(name, everything).replace("_", "-")
     raise UsageError(f"there is no option {flag}.{near} The hyperparameters of {algorithm}: {own}.")
 

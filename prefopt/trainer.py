@@ -53,7 +53,7 @@ class Trainer(transformers.Trainer):
 
     Args:
         model: path, hub id, or a loaded transformers or peft model. One that brings an adapter trains it further.
-        algorithm: a name, or what `get_algorithm` returns.
+        algorithm: a name, a weighted sum such as ``"dpo + 0.2*sft"``, an objective, or what `get_algorithm` returns.
         train_dataset: path, hub id, ``datasets.Dataset`` or list of dicts; converted to what the algorithm takes.
         eval_dataset: the same, for `evaluate`.
         adapter: None (all weights), ``"lora"``, ``"qlora"`` or a ``peft.LoraConfig``.
@@ -83,7 +83,7 @@ class Trainer(transformers.Trainer):
     def __init__(
         self,
         model: str | Path | nn.Module,
-        algorithm: str | Algorithm,
+        algorithm: str | Objective | Algorithm,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         *,
@@ -98,7 +98,7 @@ class Trainer(transformers.Trainer):
         lora: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        self.algorithm = get_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
+        self.algorithm = get_algorithm(algorithm) if isinstance(algorithm, (str, Objective)) else algorithm
         self.objective: Objective = self.algorithm.objective
         self._check_assembly(reference, reward, generation)
         settings = ModelSettings(adapter=adapter, lora=dict(lora or {}), trust_remote_code=trust_remote_code)

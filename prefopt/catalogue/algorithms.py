@@ -1,11 +1,13 @@
 """The named assemblies. Every registered objective is an algorithm on data from disk; the online ones stand here."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from prefopt import registry
 from prefopt.catalogue.recipes import Recipe, recipe_for
+from prefopt.combined import Combined
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.objective import About, Objective
 from prefopt.objectives import get_objective, names
@@ -17,7 +19,7 @@ class Algorithm:
     """What a trainer runs.
 
     Attributes:
-        name: the word it is called by.
+        name: the word it is called by; of a weighted sum, the text that writes it.
         objective: the loss.
         selection: None where examples come from a dataset; else how sampled completions become examples.
         recipe: training arguments that suit it.
@@ -36,11 +38,19 @@ class Algorithm:
 
     @property
     def data_kind(self) -> str:
-        """What the dataset must hold: pairs, labelled, demonstrations, or prompts."""
+        """What the dataset must hold: pairs, labelled, ranked, demonstrations, or prompts."""
         return "prompts" if self.online else self.objective.needs.batch.kind
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the summands of a weighted sum; empty for everything else."""
+        return tuple(one.name for _, one in self.objective.members) if isinstance(self.objective, Combined) else ()
+
+    @property
     def hyperparameters(self) -> dict[str, Any]:
+        """By name; a weighted sum has none of its own, those of its parts stand in its name."""
+        if self.parts:
+            return {}
         return dataclasses.asdict(self.selection if self.online else self.objective)
 
 
@@ -76,15 +86,20 @@ def algorithms() -> list[str]:
     return sorted([*names(), *ONLINE])
 
 
-def get_algorithm(name: str, **hyperparameters: Any) -> Algorithm:
-    """The algorithm called ``name``, with hyperparameters of its own.
+def get_algorithm(name: str | Objective, **hyperparameters: Any) -> Algorithm:
+    """The algorithm called ``name``, with hyperparameters of its own; or the one that trains with an objective.
 
     Example:
         >>> get_algorithm("dpo", beta=0.05)
+        >>> get_algorithm("dpo(beta=0.05) + 0.2*sft")
 
     Raises:
         UsageError: an unknown or ambiguous name, an unknown hyperparameter, or a value out of bounds.
     """
+    if isinstance(name, Objective):
+        if hyperparameters:
+            raise UsageError(f"this objective has its hyperparameters already: leave {', '.join(hyperparameters)} out.")
+        return _assembled(name, name.name or type(name).__name__)
     online = ONLINE.get(_ONLINE_ALIASES.get(name, name))
     if online is None:
         return _offline(name, hyperparameters)
@@ -105,11 +120,27 @@ def get_algorithm(name: str, **hyperparameters: Any) -> Algorithm:
     )
 
 
-def _offline(name: str, hyperparameters: dict[str, Any]) -> Algorithm:
+def _offline(text: str, hyperparameters: dict[str, Any]) -> Algorithm:
     names()
     known = [*registry.REGISTRY, *registry.ALIASES, *registry.AMBIGUOUS, *ONLINE, *_ONLINE_ALIASES]
-    if name.isidentifier() and name not in known:
-        raise UsageError(f"there is no algorithm {name!r}.{did_you_mean(name, known)} `prefopt algorithms` lists all.")
-    objective = get_objective(name, **hyperparameters)
-    key = registry.ALIASES.get(name, name)
-    return Algorithm(name=key, objective=objective, selection=None, recipe=recipe_for(key), about=objective.about)
+    if text.isidentifier() and text not in known:
+        raise UsageError(f"there is no algorithm {text!r}.{did_you_mean(text, known)} `prefopt algorithms` lists all.")
+    sampling = [word for word in re.findall(r"\w+", text) if word in ONLINE or word in _ONLINE_ALIASES]
+    if sampling:
+        raise UsageError(f"{sampling[0]} samples its own data: name it alone, and give its hyperparameters apart.")
+    objective = get_objective(text, **hyperparameters)
+    name = text.split("(")[0].strip()
+    return _assembled(objective, registry.ALIASES.get(name, name))
+
+
+def _assembled(objective: Objective, name: str) -> Algorithm:
+    first, about = name, objective.about
+    if isinstance(objective, Combined):
+        name, first = objective.name, objective.members[0][1].name
+        about = dataclasses.replace(objective.about, formula=_formula(objective))
+    recipe = recipe_for(first, coupled=objective.needs.coupled)
+    return Algorithm(name=name, objective=objective, selection=None, recipe=recipe, about=about)
+
+
+def _formula(objective: Combined) -> str:
+    return " + ".join(f"{weight:g} · ({one.about.formula})" for weight, one in objective.members)

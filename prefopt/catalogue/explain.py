@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from prefopt import registry
 from prefopt.catalogue.algorithms import ONLINE, Algorithm, algorithms, get_algorithm
+from prefopt.objective import About
 
 
 class Row(NamedTuple):
@@ -13,22 +14,33 @@ class Row(NamedTuple):
 
     name: str
     data: str
-    reference: bool
+    reference: str
     arxiv: str
     title: str
 
 
-def listing() -> list[Row]:
-    """All algorithms with the data they take, whether they need a reference, and their paper."""
-    rows = []
-    for name in algorithms():
-        if name in ONLINE:
-            about, data, reference = ONLINE[name].about, "prompts + reward", False
-        else:
-            entry = registry.lookup(name)
-            about, data, reference = entry.cls.about, entry.cls.needs.batch.kind, entry.cls.needs.reference
-        rows.append(Row(name, data, reference, about.arxiv, about.title))
-    return rows
+def listing(width: int = 80) -> list[str]:
+    """All algorithms, one line of at most ``width`` characters each under a line of headings.
+
+    The data they take (``prompts+reward`` for those that sample their own), whether they need a reference, the arXiv
+    id, and the title of the paper, which is cut with an ellipsis where it does not fit.
+    """
+    table = [Row("name", "data", "ref", "arXiv", "paper"), *map(_row, algorithms())]
+    wide = [max(len(row[column]) for row in table) for column in range(len(Row._fields) - 1)]
+    lines = []
+    for row in table:
+        line = "  ".join([*(cell.ljust(size) for cell, size in zip(row, wide, strict=False)), row.title])
+        lines.append(line if len(line) <= width else line[: max(width - 1, 1)].rstrip() + "…")
+    return lines
+
+
+def _row(name: str) -> Row:
+    if name in ONLINE:
+        about = ONLINE[name].about
+        return Row(name, "prompts+reward", "no", about.arxiv or "-", about.title)
+    entry = registry.lookup(name)
+    needs, about = entry.cls.needs, entry.cls.about
+    return Row(name, needs.batch.kind, "yes" if needs.reference else "no", about.arxiv or "-", about.title)
 
 
 def explain(name: str) -> str:
@@ -39,8 +51,7 @@ def explain(name: str) -> str:
     """
     algorithm = get_algorithm(name)
     about, needs = algorithm.about, algorithm.objective.needs
-    source = f"arXiv {about.arxiv}, {about.year}" if about.arxiv else str(about.year)
-    lines = [f"{algorithm.name}: {about.title} ({source})", "", f"  loss       {about.formula}"]
+    lines = [f"{algorithm.name}: {about.title}{_source(about)}", "", f"  loss       {about.formula}"]
     lines.append(f"  data       {_data(algorithm)}")
     lines.append(f"  reference  {'needed' if needs.reference else 'not needed'}")
     if about.use:
@@ -48,11 +59,15 @@ def explain(name: str) -> str:
     also = [alias for alias, target in registry.ALIASES.items() if target == algorithm.name]
     if also:
         lines.append(f"  also       {', '.join(also)}")
-    if not algorithm.online:
+    if algorithm.parts:
+        lines.append(f"  parts      {', '.join(dict.fromkeys(algorithm.parts))}: `prefopt explain` each")
+    elif not algorithm.online:
         lines += [f"  evidence   {line}" for line in _evidence(algorithm.name)]
     recipe = algorithm.recipe
     lines.append(f"  rate       {recipe.full:g} for a full fine-tune, {recipe.adapter:g} for LoRA and QLoRA")
     fields = dataclasses.fields(algorithm.selection if algorithm.online else algorithm.objective)
+    if algorithm.parts:
+        return "\n".join([*lines, "", "  hyperparameters stand in brackets after the part that has them"])
     lines += ["", "  hyperparameters" if fields else "  no hyperparameters"]
     values = algorithm.hyperparameters
     lines += [f"    {f.name} = {values[f.name]!r}{_bounds(f)}: {f.metadata.get('help', '')}" for f in fields]
@@ -66,6 +81,11 @@ def _evidence(name: str) -> list[str]:
 
     found = [f"{one.kind}: {one.what}" for one in evidence(name)]
     return found or ["none besides agreement with its own reference; `prefopt verify` checks the contract"]
+
+
+def _source(about: About) -> str:
+    known = [f"arXiv {about.arxiv}"] * bool(about.arxiv) + [str(about.year)] * bool(about.year)
+    return f" ({', '.join(known)})" if known else ""
 
 
 def _data(algorithm: Algorithm) -> str:

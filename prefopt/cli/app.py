@@ -37,15 +37,12 @@ def _options(
 @app.command()
 def algorithms() -> None:
     """List all algorithms with their data, whether they need a reference, and their paper."""
-    from rich.console import Console
-    from rich.table import Table
+    import shutil
 
     from prefopt.catalogue import listing
 
-    table = Table("name", "data", "reference", "arXiv", "paper", box=None, pad_edge=False)
-    for row in listing():
-        table.add_row(row.name, row.data, "yes" if row.reference else "no", row.arxiv or "-", row.title)
-    Console().print(table)
+    for line in listing(shutil.get_terminal_size().columns):
+        print(line)
 
 
 @app.command()
