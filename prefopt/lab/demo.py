@@ -312,10 +312,10 @@ def _quiet() -> Iterator[None]:
 
 def print_table(comparison: Comparison, out: Console | None = None) -> None:
     """One row for each algorithm; with several seeds a second one with the intervals over them."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("algorithm")
-    for heading in ("gold reward", "win rate %", "KL, nats", "accuracy %", "tokens", "s", "MB", "+MB"):
-        table.add_column(heading, justify="right")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column("algorithm", no_wrap=True)
+    for heading in ("gold reward", "win %", "KL", "acc. %", "tokens", "s", "MB", "+MB"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for result in (comparison.start, *comparison.results):
         cost = result.cost
         table.add_row(
@@ -334,8 +334,9 @@ def print_table(comparison: Comparison, out: Console | None = None) -> None:
     out = out or Console()
     out.print(table)
     out.print(
-        "± is half of a 95 % t-interval over held-out prompts (accuracy: pairs). MB: peak memory of the process in "
-        "training; +MB: what training added.",
+        "±: half of a 95 % t-interval over held-out prompts (acc.: pairs). win: rate against the start. KL: to the "
+        "start, nats per completion. acc.: pairs that the implicit reward orders rightly. MB: peak memory of the process "
+        "in training, and what training added.",
         style="dim",
         highlight=False,
     )
