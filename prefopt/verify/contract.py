@@ -94,7 +94,7 @@ def undeclared(one: Trial) -> Outcome:
 def _without_extras(objective: Objective, batch: Batch) -> Batch:
     """The batch without the labels that are not declared."""
     here = {field.name for field in dataclasses.fields(batch)}
-    extras = (here & set(OPTIONAL_LABELS)) - {*objective.needs.labels, *objective.needs.optional}
+    extras = (here & set(OPTIONAL_LABELS)) - set(objective.needs.labels)
     return dataclasses.replace(batch, **dict.fromkeys(extras))
 
 
@@ -112,7 +112,7 @@ def _poisons(objective: Objective) -> list[tuple[str, Callable[[Batch], Batch]]]
             found.append((f"tokens.{statistic}", lambda rows, name=statistic: _with_token_nan(rows, name)))
     poisons = [(what, lambda batch, change=change: _each(batch, change)) for what, change in found]
     for label in OPTIONAL_LABELS:
-        if label not in (*needs.labels, *needs.optional):
+        if label not in needs.labels:  # NaN in an optional one means that the row has none
             poisons.append((label, lambda batch, label=label: _spoil_label(batch, label)))
     return poisons
 

@@ -11,7 +11,8 @@ rows, ``completions`` and ``scores`` for ranked lists; ``id`` for all. A complet
 taken by moving an input, ``detached`` stays where it was.
 
 It may also have ``domain(examples, *, <hyperparameters>, **state) -> bool``, False where the code departs from the
-mathematics on purpose (a documented clamp), which is not compared.
+mathematics on purpose (a documented clamp), which is not compared; and ``FLOOR``, a scale below which the value is not
+asked for more digits, for a loss that is what terms of that size leave where they cancel.
 """
 
 import inspect
@@ -181,7 +182,9 @@ def check_value(reference: Reference, one: Trial, dtype: torch.dtype = torch.flo
         value = loss(batch, state)
     exact = reference.value(one.objective, batch, state)
     scale = sensitivity_of_value(one, batch, state)
-    error = float(abs(_mpmath().mpf(float(value)) - exact)) / max(scale, _floor(batch, dtype))
+    error = float(abs(_mpmath().mpf(float(value)) - exact)) / max(
+        scale, _floor(batch, dtype), getattr(reference.module, "FLOOR", 0.0)
+    )
     return Outcome(error, TOLERANCE[dtype], f"loss is {float(value):.17g}, the reference says {float(exact):.17g}")
 
 

@@ -266,7 +266,7 @@ def test_the_command_reads_a_file(tmp_path, capsys) -> None:
     assert "loss is not dpo" in capsys.readouterr().out
     with pytest.raises(UsageError, match="has no 'other'"):
         main_verify(f"{file}:other", "dpo")
-    with pytest.raises(UsageError, match=r"file\.py:function"):
+    with pytest.raises(UsageError, match="nothing"):
         main_verify("nothing", "dpo")
 
 
