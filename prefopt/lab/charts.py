@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 
 from prefopt.lab.measure import Result
 
@@ -103,7 +103,7 @@ _OFFSETS = [
 ]
 
 
-def _overlap(box: Bbox, other: Bbox) -> float:
+def _overlap(box: BboxBase, other: BboxBase) -> float:
     """The share of a box that another one covers."""
     both = Bbox.intersection(box, other)
     return 0.0 if both is None else both.width * both.height / (box.width * box.height)

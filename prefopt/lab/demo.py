@@ -335,8 +335,8 @@ def print_table(comparison: Comparison, out: Console | None = None) -> None:
     out.print(table)
     out.print(
         "±: half of a 95 % t-interval over held-out prompts (acc.: pairs). win: rate against the start. KL: to the "
-        "start, nats per completion. acc.: pairs that the implicit reward orders rightly. MB: peak memory of the process "
-        "in training, and what training added.",
+        "start, nats per completion. acc.: pairs that the implicit reward orders rightly. MB: peak memory of the "
+        "process in training, and what training added.",
         style="dim",
         highlight=False,
     )

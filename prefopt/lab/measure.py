@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,6 +79,7 @@ def t_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> tuple[f
     return float(values.mean() - half), float(values.mean() + half)
 
 
+@lru_cache
 def t_quantile(degrees: int, level: float = LEVEL) -> float:
     """The t with P(\\|T\\| ≤ t) = level for Student's distribution with that many degrees of freedom.
 

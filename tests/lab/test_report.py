@@ -63,8 +63,6 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     patch.setitem(sys.modules, "prefopt.lab.world", SimpleNamespace(prepare=lambda: world))
     patch.setitem(sys.modules, "prefopt.lab.rates", SimpleNamespace(RATES=RATES))
     patch.setattr(demo, "Budget", lambda seeds: BUDGET)
-    said = []
-    patch.setattr(console, "say", said.append)
     path = demo.run_demo(out, full=True)
     patch.undo()
     return SimpleNamespace(out=out, path=path, page=Page(path.read_text()), lab=world)
@@ -162,11 +160,13 @@ def result(name: str, kl: float, reward: float, half: float = 0.01) -> Result:
 
 def test_the_table_names_every_algorithm_and_its_half_widths() -> None:
     start = Result("start", 1, Estimate(0.4, 0.38, 0.42), Estimate(20.0, 19.0, 21.0))
-    comparison = demo.Comparison(start, (result("dpo", 9.0, 0.7),), {}, (), {})
-    lines = Console(width=120, file=io.StringIO(), record=True)
+    comparison = demo.Comparison(start, (result("dpo", 9.0, 0.7), result("rejection_sampling", 99.0, 0.7)), {}, (), {})
+    lines = Console(width=80, file=io.StringIO(), record=True)
     demo.print_table(comparison, lines)
     text = lines.export_text()
     assert "dpo" in text
+    assert "rejection_sampling" in text
+    assert max(map(len, text.splitlines())) <= 80
     assert "0.700 ±0.010" in text
     assert "0.400 ±0.020" in text
     assert "9.0 ±0.2" in text
