@@ -1,13 +1,14 @@
 """What speaks for each objective besides its transcription, strongest first, and the test that shows it.
 
 A reference that was written from the same page as the code proves that the two agree, not that either is the paper's
-loss. Three things do: a closed-form optimum or an identity that a wrong loss would miss, numbers computed by published
-code of the method, and an independent implementation. An objective with none of them is called transcribed.
+loss. Three things do: a closed-form optimum or an identity that a wrong loss would miss, numbers computed by the
+authors' own code, and an independent implementation. An identity that holds at one end of a parameter only, or an
+inequality, does not count. An objective with none of the three is called transcribed.
 """
 
 from typing import NamedTuple
 
-OPTIMUM, PUBLISHED, PARITY = "optimum or identity", "published code", "independent implementation"
+OPTIMUM, PUBLISHED, PARITY = "optimum or identity", "authors' code", "independent implementation"
 CLASSES = (OPTIMUM, PUBLISHED, PARITY)
 
 
@@ -47,12 +48,7 @@ _OPTIMA = {
 }
 _IDENTITIES = {
     "test_i5_sppo_is_ipo_plus_the_square_of_the_sum": {"sppo_hard": "½ IPO + ½ (s_w + s_l)² (I5)"},
-    "test_i8_aot_is_never_above_cdpo": dict.fromkeys(("aot_paired", "aot_unpaired"), "at most cDPO, equal alone (I8)"),
-    "test_i9_dpop_is_never_below_dpo": {"dpop": "DPO where s_w ≥ 0, above it elsewhere (I9)"},
     "test_i11_pro_of_two_is_a_logistic_loss_of_the_gap": {"pro": "ℓ(d (m_1 − m_2)) for two responses (I11)"},
-    "test_i12_is_dpo": dict.fromkeys(("ld_dpo", "tdpo2", "rpo_nll"), "DPO at one end of its parameter (I12)"),
-    "test_i13_alphapo_without_alpha_is_simpo": {"alphapo": "SimPO at α = 0 (I13)"},
-    "test_equal_lengths": {"dpo_norm": "DPO at β/L for equal lengths L"},
     "test_sums_of_known_losses": {
         "cpo_simpo": "SimPO plus α times the likelihood",
         "mpo": "0.8 DPO + 0.2 BCO + likelihood, each certified",
@@ -62,24 +58,18 @@ _IDENTITIES = {
 }
 _PUBLISHED = {
     "tests/verify/test_author_code.py": {
-        "dpo": "eric-mitchell/direct-preference-optimization, ContextualAI/HALOs",
-        "ipo": "eric-mitchell/direct-preference-optimization, ContextualAI/HALOs",
-        "simpo": "princeton-nlp/SimPO, ContextualAI/HALOs",
+        "dpo": "eric-mitchell/direct-preference-optimization",
+        "simpo": "princeton-nlp/SimPO",
         "kto": "ContextualAI/HALOs",
         "orpo": "xfactlab/orpo",
     },
     "tests/objectives/test_pairwise_fixtures.py": {
-        "cdpo": "eric-mitchell/direct-preference-optimization, ContextualAI/HALOs",
-        "hinge": "LuJunru/SamPO",
-        "slic": "ContextualAI/HALOs",
+        "cdpo": "eric-mitchell/direct-preference-optimization",
         "exo_pair": "haozheji/exact-optimization",
         "nca_pair": "thu-ml/Noise-Contrastive-Alignment",
-        "sppo_hard": "uclaml/SPPO, LuJunru/SamPO",
+        "sppo_hard": "uclaml/SPPO",
         "sppo": "uclaml/SPPO",
         "discopop": "SakanaAI/DiscoPOP",
-        "rdpo_length": "LuJunru/SamPO",
-        "dpop": "LuJunru/SamPO",
-        "rpo_nll": "LuJunru/SamPO",
         "cal_dpo": "tengxiao1/Cal-DPO",
         "fdpo": "alecwangcq/f-divergence-dpo",
         "reward_aware_rpo": "NVIDIA/NeMo-Aligner",
@@ -99,10 +89,28 @@ _PUBLISHED = {
         "wpo": "wzhouad/WPO",
     },
 }
-_PARITY = (
-    *("dpo", "robust_dpo", "ipo", "hinge", "exo_pair", "nca_pair", "sppo_hard", "aot_paired", "aot_unpaired"),
-    *("apo_zero", "apo_down", "discopop", "dpo_norm", "sft", "fdpo", "ld_dpo", "wpo", "kto", "simpo", "orpo"),
-)
+"""Numbers computed by the authors' own code."""
+
+_TRL = "tests/verify/test_against_trl.py"
+_INDEPENDENT = {
+    _TRL: dict.fromkeys(
+        (
+            *("dpo", "robust_dpo", "ipo", "hinge", "exo_pair", "nca_pair", "sppo_hard", "aot_paired", "aot_unpaired"),
+            *("apo_zero", "apo_down", "discopop", "dpo_norm", "sft", "fdpo", "ld_dpo", "wpo", "kto", "simpo", "orpo"),
+        ),
+        "TRL 1.16",
+    ),
+    "tests/verify/test_author_code.py": {"ipo": "eric-mitchell/direct-preference-optimization, ContextualAI/HALOs"},
+    "tests/objectives/test_pairwise_fixtures.py": {
+        "hinge": "LuJunru/SamPO",
+        "slic": "ContextualAI/HALOs",
+        "rdpo_length": "LuJunru/SamPO",
+        "dpop": "LuJunru/SamPO",
+        "rpo_nll": "LuJunru/SamPO",
+        "alphapo": "TRL at 04fd120",
+    },
+}
+"""The installed TRL, and numbers computed by code of others than the authors."""
 
 
 def evidence(name: str) -> list[Evidence]:
@@ -113,9 +121,8 @@ def evidence(name: str) -> list[Evidence]:
         for test, cases in table.items()
         if name in cases
     ]
-    found += [Evidence(PUBLISHED, cases[name], file) for file, cases in _PUBLISHED.items() if name in cases]
-    if name in _PARITY:
-        found.append(Evidence(PARITY, "TRL 1.16", "tests/verify/test_against_trl.py"))
+    for kind, tables in ((PUBLISHED, _PUBLISHED), (PARITY, _INDEPENDENT)):
+        found += [Evidence(kind, cases[name], file) for file, cases in tables.items() if name in cases]
     return found
 
 

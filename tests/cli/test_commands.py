@@ -134,6 +134,6 @@ def test_algorithms_explain_and_check(
     text = capsys.readouterr().out
     assert "2402.01306" in text
     assert "desirable_weight = 1.0 (≥ 0)" in text
-    assert "evidence   published code" in text
+    assert "evidence   authors' code" in text
     run(monkeypatch, "check", "pairs.json", "--model", "model", "--algorithm", "dpo")
     assert "6 read, 6 kept" in capsys.readouterr().out

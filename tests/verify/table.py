@@ -33,9 +33,8 @@ required to be finite for margins up to 1e4. What else speaks for it is listed b
 
 1. **optimum or identity**: the minimiser of its population loss on a small policy is the closed form, to 1e-8, or an
    identity holds that a wrong loss would miss;
-2. **published code**: numbers computed by code that was published with the method, or by another implementation named
-   here;
-3. **independent implementation**: TRL computes the same loss and gradient.
+2. **authors' code**: numbers computed by running the code that its authors published;
+3. **independent implementation**: TRL computes the same loss and gradient, or numbers computed by code of others agree.
 
 An objective with any of these is *certified*; one with none is *transcribed*: its code and its reference agree, and
 both were written from the same page.

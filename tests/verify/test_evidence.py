@@ -23,7 +23,7 @@ def test_every_test_named_as_evidence_exists(name: str) -> None:
         file, _, test = one.test.partition("::")
         text = (ROOT / file).read_text()
         assert not test or f"def {test}(" in text
-        if one.kind == PARITY:
+        if (one.kind, one.what) == (PARITY, "TRL 1.16"):
             continue  # held against the rows of the comparison in test_against_trl.py
         # The objective is named in the test file, under its name, an alias, or the name of its family.
         names = [
@@ -36,7 +36,12 @@ def test_every_test_named_as_evidence_exists(name: str) -> None:
 
 
 def test_no_evidence_for_names_that_are_not_registered() -> None:
-    tables = (*module._OPTIMA.values(), *module._IDENTITIES.values(), *module._PUBLISHED.values(), module._PARITY)
+    tables = (
+        *module._OPTIMA.values(),
+        *module._IDENTITIES.values(),
+        *module._PUBLISHED.values(),
+        *module._INDEPENDENT.values(),
+    )
     assert {name for table in tables for name in table} <= set(objectives.names())
 
 
