@@ -10,7 +10,7 @@ from prefopt.batches import Batch, Completions, Labelled
 from prefopt.errors import UsageError
 from prefopt.models import Reference
 from prefopt.objective import Objective
-from prefopt.scoring import Layout, lengths_of, logits_of, score, to_completions
+from prefopt.scoring import Layout, Rows, lengths_of, rows_of, score, to_completions
 
 MicroBatch = dict[str, Any]
 
@@ -43,8 +43,8 @@ class StepScorer:
     def completions(self, model: nn.Module, batch: Mapping[str, Any]) -> Completions:
         """All rows of a micro-batch in layout order."""
         layout, needs = _layout(batch), self.objective.needs
-        reference_logits = self._reference_logits(model, batch, layout) if "kl" in needs.statistics else None
-        values = score(model, batch, layout, statistics=needs.statistics, reference_logits=reference_logits)
+        reference = self._reference_rows(model, batch, layout) if "kl" in needs.statistics else None
+        values = score(model, batch, layout, statistics=needs.statistics, reference=reference)
         if "ref_logps" in batch:
             values["ref_logps"] = batch["ref_logps"]
         return to_completions(layout, values, tokens=needs.tokens)
@@ -87,9 +87,14 @@ class StepScorer:
         return (score(model, batch, _layout(batch))["logps"] - batch["ref_logps"]).abs().max().item()
 
     @torch.no_grad()
-    def _reference_logits(self, model: nn.Module, batch: Mapping[str, Any], layout: Layout) -> Tensor:
-        with self.reference.activated(getattr(model, "module", model)) as reference:
-            return logits_of(reference, batch, layout)
+    def _reference_rows(self, model: nn.Module, batch: Mapping[str, Any], layout: Layout) -> Rows:
+        """What the reference's logits are made from, at the positions at which the policy is scored."""
+        policy = getattr(model, "module", model)
+        with self.reference.activated(policy) as reference:
+            rows = rows_of(reference, batch, layout)
+            # A head that is the policy's too, and has an adapter, is another one as soon as the policy is back.
+            shared = reference is policy and not isinstance(policy.get_output_embeddings(), nn.Linear)
+            return rows.whole() if shared else rows
 
 
 def _layout(rows: Mapping[str, Tensor]) -> Layout:
