@@ -80,7 +80,7 @@ _TONES = (
     {-3: 2, -2: 4, -1: 3, 1: 1},
     {-4: 2, -3: 4, -2: 3, -1: 1},
 )
-_TONE_WEIGHTS = (2, 3, 3, 3, 2)
+_TONE_WEIGHTS = (3, 4, 3, 2, 1)
 
 
 def draw_author(rng: random.Random) -> Author:
