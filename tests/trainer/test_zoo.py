@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import prefopt
+from prefopt.data import load_rows
 from prefopt.errors import DataError, UsageError
 from prefopt.objectives import get_objective, names
 from prefopt.trainer import STATE_FILE
@@ -215,3 +216,40 @@ def test_the_ranked_batch_size_counts_groups() -> None:
     batches = list(run.get_train_dataloader())
     assert [len(batch["extras"]["ids"]) for batch in batches] == [3, 3]
     assert sum(len(batch["input_ids"]) for batch in batches) == sum(len(row["completions"]) for row in tiny.ranked(6))
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ALL)
+def test_real_judgements_train_a_real_model(name: str, shared: Path) -> None:
+    """AlpacaEval's annotations, which hold a probability of preference and no scores, and UltraFeedback's layout."""
+    folder = str(shared / "models" / "tinystories-656k")
+    judged = [row for row in load_rows(shared / "data" / "alpacaeval_pairs.jsonl.gz")[:40] if row["preference"] != 1.5]
+    if {"scores", "chosen_score"} & set(get_objective(name).needs.labels):
+        judged = [
+            {
+                "instruction": row["instruction"],
+                "completions": [
+                    {
+                        "response": row[f"output_{k}"],
+                        "annotations": {"help": {"Rating": str(4 - k + row["preference"])}},
+                    }
+                    for k in (1, 2)
+                ],
+            }
+            for row in judged
+        ]
+    run = prefopt.Trainer(
+        folder,
+        name,
+        judged,
+        adapter="lora",
+        data={"max_length": 256, "truncation": "keep-start"},
+        args={"max_steps": 2, "use_cpu": True, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
+        | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-3},
+    )
+    before = {key: value.clone() for key, value in run.model.named_parameters() if value.requires_grad}
+    run.train()
+    assert all(torch.isfinite(torch.tensor(losses(run))))
+    assert all(torch.isfinite(value).all() for value in run.model.parameters())
+    assert any(not torch.equal(run.model.get_parameter(key), value) for key, value in before.items())
