@@ -1,0 +1,98 @@
+"""Learning rates for `prefopt demo`: every algorithm at several, measured on prompts that the demo leaves alone.
+
+    python benchmarks/demo_sweep.py            # about 20 minutes on two CPU cores
+
+Results go to ``benchmarks/results/demo_sweep.json``, one entry per algorithm and rate; entries that are there already
+for the same lab and budget are not run again. ``best`` names the rate with the highest gold reward for each algorithm;
+`prefopt.lab.rates` holds a copy of it.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import transformers
+
+from prefopt.lab.demo import ALGORITHMS, Budget, make_yardstick, train
+from prefopt.lab.measure import Result, Samples
+from prefopt.lab.world import Lab, prepare
+
+RESULTS = Path(__file__).parent / "results" / "demo_sweep.json"
+RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
+COMMAND = "python benchmarks/demo_sweep.py"
+
+
+def validation(lab: Lab, budget: Budget) -> Lab:
+    """The lab with the held-out prompts, and their pairs, that the demo does not measure on."""
+    prompts = lab.held_out_prompts[budget.prompts :]
+    pairs = [row for row in lab.held_out_pairs if row["prompt"] in set(prompts)]
+    return replace(lab, held_out_prompts=prompts, held_out_pairs=pairs)
+
+
+def load(setting: dict) -> dict:
+    """Earlier results, if they are of the same setting; else none."""
+    if RESULTS.is_file():
+        found = json.loads(RESULTS.read_text())
+        if found["setting"] == setting:
+            return found
+    return {"command": COMMAND, "setting": setting, "runs": [], "best": {}}
+
+
+def save(results: dict) -> None:
+    """Write the results with the best rate of each algorithm."""
+    order = {name: i for i, name in enumerate(ALGORITHMS)}
+    results["runs"].sort(key=lambda run: (order[run["algorithm"]], run["learning_rate"]))
+    best: dict[str, dict] = {}
+    for run in results["runs"]:
+        if run["algorithm"] not in best or run["reward"] > best[run["algorithm"]]["reward"]:
+            best[run["algorithm"]] = run
+    results["best"] = {name: run["learning_rate"] for name, run in best.items()}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    chosen = parser.parse_args()
+    lab, demo = prepare(), Budget()
+    budget = replace(demo, prompts=len(lab.held_out_prompts) - demo.prompts, k=4)
+    lab_here = validation(lab, demo)
+    yardstick = make_yardstick(lab_here, budget)
+    setting = {"lab": lab.folder.name, "budget": asdict(budget) | {"seeds": list(budget.seeds)}}
+    setting |= {"torch": torch.__version__, "transformers": transformers.__version__}
+    results = load(setting)
+    results["start"] = Result.of("start", [yardstick.of_start()]).reward.mean
+    done = {(run["algorithm"], run["learning_rate"]) for run in results["runs"]}
+    print(f"start: gold reward {results['start']:.3f}", flush=True)
+    for name in chosen.algorithms:
+        for rate in (rate for rate in chosen.rates if (name, rate) not in done):
+            trainer, cost = train(lab_here, name, budget, rate, 0)
+            measured, samples = yardstick.measure(trainer.policy, trainer.objective)
+            result = Result.of(name, [measured], [cost])
+            run = {"algorithm": name, "learning_rate": rate} | summary(result, samples)
+            results["runs"].append(run)
+            save(results)
+            print(json.dumps(run), flush=True)
+
+
+def summary(result: Result, samples: Samples) -> dict:
+    """What is recorded of a run; ``distinct`` is the share of completions that are unlike all others."""
+    texts = [each.text for group in samples.groups for each in group]
+    return {
+        "reward": round(result.reward.mean, 4),
+        "interval": [round(result.reward.low, 4), round(result.reward.high, 4)],
+        "kl": round(result.kl.mean, 3),
+        "accuracy": round(result.accuracy.mean, 4),
+        "length": round(result.length.mean, 2),
+        "distinct": round(len(set(texts)) / len(texts), 4),
+        "seconds": round(result.cost.seconds, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
