@@ -55,7 +55,7 @@ class Trainer(transformers.Trainer):
         model: path, hub id, or a loaded transformers or peft model. One that brings an adapter trains it further.
         algorithm: a name, a weighted sum such as ``"dpo + 0.2*sft"``, an objective, or what `get_algorithm` returns.
         train_dataset: path, hub id, ``datasets.Dataset`` or list of dicts; converted to what the algorithm takes.
-        eval_dataset: the same, for `evaluate`.
+        eval_dataset: the same, for `evaluate`; or several by name.
         adapter: None (all weights), ``"lora"``, ``"qlora"`` or a ``peft.LoraConfig``.
         reference: None for the policy as it arrived; else a path, hub id or model. Only for algorithms that need one.
         reward: for online algorithms: a function ``f(prompts, completions, **columns) -> list[float]``,
@@ -137,7 +137,11 @@ class Trainer(transformers.Trainer):
             model=policy,
             args=args,
             train_dataset=self._prepare_data(train_dataset, policy, tokenizer, args, "train"),
-            eval_dataset=self._prepare_data(eval_dataset, policy, tokenizer, args, "eval"),
+            eval_dataset=(
+                {name: self._prepare_data(part, policy, tokenizer, args, name) for name, part in eval_dataset.items()}
+                if isinstance(eval_dataset, Mapping)
+                else self._prepare_data(eval_dataset, policy, tokenizer, args, "eval")
+            ),
             processing_class=tokenizer,
             data_collator=_identity,
             callbacks=[_Commit(self), *callbacks],

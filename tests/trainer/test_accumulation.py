@@ -100,3 +100,9 @@ def test_kto_z0_spans_the_whole_step() -> None:
     assert len(seen) == 4
     assert len(set(seen)) == 1
     assert seen[0] > 0
+
+
+def test_several_evaluation_sets_by_name() -> None:
+    run = trainer("dpo", None, reference=tiny.model(1), eval_dataset={"a": tiny.pairs(3), "b": tiny.pairs(4, seed=1)})
+    metrics = run.evaluate()
+    assert metrics["eval_a_loss"] != metrics["eval_b_loss"]
