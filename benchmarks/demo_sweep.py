@@ -20,7 +20,7 @@ from prefopt.lab.measure import Result, Samples
 from prefopt.lab.world import Lab, prepare
 
 RESULTS = Path(__file__).parent / "results" / "demo_sweep.json"
-RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
+RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
 COMMAND = "python benchmarks/demo_sweep.py"
 
 

@@ -16,14 +16,16 @@ Row = dict[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Who says which of two reviews is better.
+    """Who says which of several reviews is best and which is worst.
+
+    Every reward gets Gumbel noise of its own, then they are ranked. Between two reviews that is Bradley–Terry:
 
     .. math:: P(a ≻ b) = flip + (1 - 2·flip) · σ((r_a - r_b) / temperature)
 
     Attributes:
-        temperature: difference in gold reward at which the better one wins 73 % of the time (Bradley–Terry), at
-            least 0; at 0 the better one always wins, and equal ones by a coin.
-        flip: share of labels turned round whatever the rewards, in [0, 0.5].
+        temperature: difference in gold reward at which the better of two wins 73 % of the time, at least 0; at 0 the
+            better one always wins, and equal ones by a coin.
+        flip: share of verdicts turned round whatever the rewards, in [0, 0.5].
 
     Raises:
         UsageError: a value out of range.
@@ -38,14 +40,12 @@ class Judge:
         if not 0 <= self.flip <= 0.5:
             raise UsageError(f"judge: flip={self.flip!r} must be between 0 and 0.5.")
 
-    def probability(self, first: float, second: float) -> float:
-        """P(first ≻ second), from the gold rewards of both."""
-        gap = first - second
-        if self.temperature == 0:
-            sure = 0.5 if gap == 0 else float(gap > 0)
-        else:
-            sure = 0.5 * (1 + math.tanh(gap / (2 * self.temperature)))
-        return self.flip + (1 - 2 * self.flip) * sure
+    def best_and_worst(self, rewards: Sequence[float], rng: random.Random) -> tuple[int, int]:
+        """The places of the best and of the worst review among two or more, as this judge sees them."""
+        noisy = [(reward + self.temperature * _gumbel(rng), rng.random()) for reward in rewards]
+        ranked = sorted(range(len(rewards)), key=noisy.__getitem__)
+        worst, best = ranked[0], ranked[-1]
+        return (worst, best) if rng.random() < self.flip else (best, worst)
 
 
 def split_prompts(train: int, held_out: int, seed: int = 0) -> tuple[list[str], list[str]]:
@@ -75,14 +75,14 @@ def make_pairs(
 
     Args:
         prompts: n prompts of the lab.
-        completions: for each prompt its completions, from `write_completions` or sampled from a model. The first two
-            that differ are compared, then the next two, and so on; equal ones are left out.
+        completions: for each prompt two or more, from `write_completions` or sampled from a model. The judge's best
+            becomes chosen and its worst rejected; equal ones and blank ones do not take part.
         judge: by default `Judge()`.
         seed: of the judge's noise.
 
     Returns:
-        Rows ``{"prompt", "chosen", "rejected"}`` of plain strings. Completions begin with a space, so that prompt and
-        completion joined read as one text.
+        Rows ``{"prompt", "chosen", "rejected"}`` of plain strings, at most one for each prompt. Completions begin with
+        a space, so that prompt and completion joined read as one text.
 
     Raises:
         UsageError: there are not as many groups of completions as prompts.
@@ -93,14 +93,10 @@ def make_pairs(
     judge, rng = judge or Judge(), random.Random(f"judge {seed}")
     rows = []
     for prompt, group in zip(prompts, completions, strict=True):
-        distinct = list(dict.fromkeys(group))
-        rewards = gold_reward([prompt] * len(distinct), distinct)
-        for i in range(0, len(distinct) - 1, 2):
-            first_wins = rng.random() < judge.probability(rewards[i], rewards[i + 1])
-            chosen, rejected = (i, i + 1) if first_wins else (i + 1, i)
-            rows.append(
-                {"prompt": prompt, "chosen": _spaced(distinct[chosen]), "rejected": _spaced(distinct[rejected])}
-            )
+        distinct = [text for text in dict.fromkeys(group) if text.strip()]
+        if len(distinct) > 1:
+            best, worst = judge.best_and_worst(gold_reward([prompt] * len(distinct), distinct), rng)
+            rows.append({"prompt": prompt, "chosen": _spaced(distinct[best]), "rejected": _spaced(distinct[worst])})
     return rows
 
 
@@ -112,6 +108,10 @@ def demonstrations(prompts: Sequence[str], completions: Sequence[str]) -> list[R
 def prompt_rows(prompts: Sequence[str]) -> list[Row]:
     """Rows ``{"prompt"}`` for online algorithms."""
     return [{"prompt": prompt} for prompt in prompts]
+
+
+def _gumbel(rng: random.Random) -> float:
+    return -math.log(-math.log(rng.random() or 0.5))
 
 
 def _spaced(text: str) -> str:

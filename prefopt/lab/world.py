@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +51,7 @@ class WorldSettings:
         learning_rate: its peak.
         prompts: training prompts.
         held_out_prompts: prompts that nothing is trained on.
-        samples: completions of the starting model per training prompt; every two make a pair. Held-out prompts have 2.
+        samples: completions of the starting model per prompt, of which the judge's best and worst make a pair.
         max_new_tokens: limit of these completions.
         temperature, flip: of the `Judge` that labels the pairs.
     """
@@ -60,7 +59,7 @@ class WorldSettings:
     steps: int = 480
     batch: int = 32
     learning_rate: float = 4e-3
-    prompts: int = 720
+    prompts: int = 1280
     held_out_prompts: int = 320
     samples: int = 4
     max_new_tokens: int = 64
@@ -155,10 +154,10 @@ def _make(folder: Path, settings: WorldSettings, seed: int, report: Report) -> N
         model = _pretrain(draft, tokenizer, frozenset(held_out), settings, seed, report)
         judge = Judge(temperature=settings.temperature, flip=settings.flip)
         rows: dict[str, list[Any]] = {"prompts": train, "held_out_prompts": held_out}
-        for name, prompts, n in (("pairs", train, settings.samples), ("held_out_pairs", held_out, 2)):
-            completions = _sample(model, tokenizer, prompts, n, settings, seed, lambda done: report("sampling", done))
-            rows[name] = make_pairs(prompts, completions, judge, seed)
-        random.Random(f"order {seed}").shuffle(rows["pairs"])
+        prompts = train + held_out
+        completions = _sample(model, tokenizer, prompts, settings, seed, lambda done: report("sampling", done))
+        rows["pairs"] = make_pairs(train, completions[: len(train)], judge, seed)
+        rows["held_out_pairs"] = make_pairs(held_out, completions[len(train) :], judge, seed + 1)
         for name in _FILES:
             (draft / f"{name}.json").write_text(json.dumps(rows[name], indent=0) + "\n", encoding="utf-8")
         try:
@@ -214,7 +213,6 @@ def _sample(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    n: int,
     settings: WorldSettings,
     seed: int,
     report: Callable[[float], None],
@@ -223,7 +221,7 @@ def _sample(
     texts: list[list[str]] = []
     for start in range(0, len(prompts), 80):
         report(start / len(prompts))
-        options = {"k": n, "max_new_tokens": settings.max_new_tokens, "seed": seed + start}
+        options = {"k": settings.samples, "max_new_tokens": settings.max_new_tokens, "seed": seed + start}
         drawn = sample(model, tokenizer, prompts[start : start + 80], _unscored, **options)
         texts += [[each.text for each in group] for group in drawn.groups]
     report(1.0)

@@ -1,5 +1,8 @@
 """Preference data: who wins how often, and that training and held-out prompts are apart."""
 
+import math
+import random
+
 import pytest
 
 from prefopt.errors import UsageError
@@ -55,13 +58,23 @@ def test_labels_are_as_noisy_as_asked_for():
     assert coins == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_judge_is_bradley_terry():
-    judge = Judge(temperature=0.1, flip=0)
-    assert judge.probability(0.5, 0.4) == pytest.approx(0.7310585786300049)
-    assert judge.probability(0.4, 0.5) == pytest.approx(1 - 0.7310585786300049)
-    assert judge.probability(1.0, 0.0) == pytest.approx(1, abs=1e-3)
-    assert Judge(temperature=0.1, flip=0.05).probability(1.0, 0.0) == pytest.approx(0.95, abs=1e-4)
-    assert Judge(temperature=0, flip=0.1).probability(0.3, 0.3) == pytest.approx(0.5)
+def wins(judge, first, second, n=20000):
+    rng = random.Random(0)
+    return sum(judge.best_and_worst([first, second], rng) == (0, 1) for _ in range(n)) / n
+
+
+def test_between_two_reviews_the_judge_is_bradley_terry():
+    for gap in (0.0, 0.05, 0.1, 0.3):
+        expected = 1 / (1 + math.exp(-gap / 0.1))
+        assert wins(Judge(temperature=0.1, flip=0), 0.4 + gap, 0.4) == pytest.approx(expected, abs=0.012)
+        assert wins(Judge(temperature=0.1, flip=0.2), 0.4 + gap, 0.4) == pytest.approx(0.2 + 0.6 * expected, abs=0.012)
+    assert wins(Judge(temperature=0, flip=0), 0.3, 0.3) == pytest.approx(0.5, abs=0.012)
+
+
+def test_of_several_reviews_the_best_and_the_worst_make_the_pair():
+    rng = random.Random(0)
+    assert Judge(temperature=0, flip=0).best_and_worst([0.3, 0.9, 0.1, 0.5], rng) == (1, 2)
+    assert Judge(temperature=0, flip=0.5).best_and_worst([0.3, 0.9, 0.1, 0.5], rng) in [(1, 2), (2, 1)]
 
 
 @pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"flip": 0.6}, {"flip": -0.1}])
@@ -78,7 +91,9 @@ def test_completions_from_a_model_can_be_judged_and_equal_ones_are_left_out():
         {"prompt": prompt, "chosen": " " + good, "rejected": " " + bad}
     ]
     assert make_pairs([prompt], [[good, good]], judge) == []
-    assert len(make_pairs([prompt], [[bad, good, "Five stars from me.", "One star from me.", bad]], judge)) == 2
+    assert make_pairs([prompt], [["", good, "  "]], judge) == []
+    (row,) = make_pairs([prompt], [["The noodles were fresh.", bad, good, bad]], judge)
+    assert (row["chosen"], row["rejected"]) == (" " + good, " " + bad)
     with pytest.raises(UsageError, match="1 prompts and 2 groups"):
         make_pairs([prompt], [[good], [bad]])
 

@@ -33,7 +33,7 @@ def test_everything_is_there(lab):
     assert not set(lab.prompts) & set(lab.held_out_prompts)
     assert {row["prompt"] for row in lab.pairs} <= set(lab.prompts)
     assert {row["prompt"] for row in lab.held_out_pairs} <= set(lab.held_out_prompts)
-    assert len(lab.pairs) == 24 and len(lab.held_out_pairs) == 6
+    assert len(lab.pairs) == 12 and len(lab.held_out_pairs) == 6
     assert lab.sft_rows[0] == {"prompt": lab.pairs[0]["prompt"], "completion": lab.pairs[0]["chosen"]}
 
 
