@@ -1,0 +1,26 @@
+"""The demo's learning rates are those of the committed sweep."""
+
+import json
+from pathlib import Path
+
+from prefopt.lab.demo import ALGORITHMS, Budget
+from prefopt.lab.rates import RATES
+
+SWEEP = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "demo_sweep.json").read_text())
+
+
+def test_rates_are_the_best_of_the_sweep():
+    assert RATES == SWEEP["best"]
+    assert set(RATES) == set(ALGORITHMS)
+
+
+def test_best_is_the_rate_with_the_highest_reward_and_not_at_the_edge_of_what_was_tried():
+    for name, rate in RATES.items():
+        runs = {run["learning_rate"]: run["reward"] for run in SWEEP["runs"] if run["algorithm"] == name}
+        assert runs[rate] == max(runs.values()), name
+        assert min(runs) < rate < max(runs), name
+
+
+def test_the_sweep_had_the_budget_of_the_demo():
+    budget = SWEEP["setting"]["budget"]
+    assert (budget["steps"], budget["completions"], budget["n"]) == (Budget().steps, Budget().completions, Budget().n)
