@@ -72,6 +72,8 @@ class Needs:
         lengths: whether it reads completion lengths.
         tokens: whether it reads per-token values (`Completions.tokens`).
         statistics: fields of `TokenLogps` beyond log-probs that it reads: ``"kl"``, ``"log_sum_p2"``.
+        rewards: whether it trains a reward model: it reads `Completions.rewards` and no log-probabilities.
+        values: whether it reads a critic's values (`Rollouts.values`).
         observes: what it must see of the whole step before any loss is computed, a name or a set of names.
             ``"mismatched"``: completions scored after another prompt (KTO); ``"rows"``: the policy's own log-probs
             of the step (BCO). Always a set when read: ``"rows" in needs.observes``.
@@ -86,6 +88,8 @@ class Needs:
     lengths: bool = False
     tokens: bool = False
     statistics: frozenset[str] = frozenset()
+    rewards: bool = False
+    values: bool = False
     observes: str | frozenset[str] = frozenset()
     labels: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -229,6 +233,10 @@ class Objective(ABC, Generic[B]):
 
     def _check_needs(self, batch: Batch) -> None:
         rows, needs, name = batch.rows, self.needs, self.name or type(self).__name__
+        if needs.rewards and rows.rewards is None:
+            raise UsageError(f"{name} trains a reward model: pass rewards for every completion.")
+        if needs.values and getattr(batch, "values", None) is None:
+            raise UsageError(f"{name} trains a critic: pass its values for every token.")
         if needs.reference and rows.ref_logps is None:
             raise UsageError(f"{name} needs reference log-probabilities: pass ref_logps for every completion.")
         if needs.lengths and bool((rows.lengths < 1).any()):
@@ -337,16 +345,20 @@ def _pair_metrics(objective: Objective, batch: Pairs) -> dict[str, Tensor]:
         "rewards/margins": margin,
         # A tie counts one half.
         "rewards/accuracies": (margin > 0).float() + 0.5 * (margin == 0).float(),
-        "logps/chosen": batch.chosen.logps,
-        "logps/rejected": batch.rejected.logps,
+        **_logps(objective, {"logps/chosen": batch.chosen, "logps/rejected": batch.rejected}),
     }
 
 
 def _labelled_metrics(objective: Objective, batch: Labelled) -> dict[str, Tensor]:
-    reward, logps, desirable = objective.reward(batch.completions), batch.completions.logps, batch.desirable
+    reward, desirable = objective.reward(batch.completions), batch.desirable
+    parts = {"logps/chosen": batch.completions[desirable], "logps/rejected": batch.completions[~desirable]}
     return {
         "rewards/chosen": reward[desirable],
         "rewards/rejected": reward[~desirable],
-        "logps/chosen": logps[desirable],
-        "logps/rejected": logps[~desirable],
+        **_logps(objective, parts),
     }
+
+
+def _logps(objective: Objective, parts: Mapping[str, Completions]) -> dict[str, Tensor]:
+    """Log-probabilities to log; a reward model has none."""
+    return {} if objective.needs.rewards else {name: rows.logps for name, rows in parts.items()}

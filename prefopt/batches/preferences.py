@@ -1,140 +1,16 @@
-"""What an objective sees: log-probabilities of completions, grouped the way its data is grouped.
-
-A batch holds summed log-probabilities; token ids, prompts and padding have been left behind in `scoring`.
-All containers are frozen dataclasses over tensors of one device. Their *counts* (how many examples, tokens,
-desirable rows ...) depend on lengths and labels alone, so that the trainer knows the denominators of a whole
-optimizer step before the first forward pass of it.
-"""
+"""Containers of preference data: demonstrations, pairs, labelled and ranked completions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from prefopt.batches.base import Batch
+from prefopt.batches.completions import Completions, concatenate
 from prefopt.errors import UsageError
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenLogps:
-    """Per-token values of n completions, right-padded to t positions.
-
-    Attributes:
-        mask: True where a token counts. Padding is False, and so are the tokens inside a completion that the
-            policy did not write (tool results, user turns): the mask may have holes.
-        logps: log π(y_t | x, y_<t) in nats. Values outside the mask are undefined, and may be NaN.
-        ref_logps: the same under the reference.
-        kl: KL(π_ref(·|y_<t) ‖ π(·|y_<t)) over the whole vocabulary, differentiable (TDPO).
-        log_sum_p2: log Σ_v π(v|y_<t)², detached (WPO).
-    """
-
-    mask: Bool[Tensor, " n t"]
-    logps: Float[Tensor, " n t"]
-    ref_logps: Float[Tensor, " n t"] | None = None
-    kl: Float[Tensor, " n t"] | None = None
-    log_sum_p2: Float[Tensor, " n t"] | None = None
-
-    def sum(self, values: Float[Tensor, " n t"]) -> Float[Tensor, " n"]:
-        """Sum ``values`` over the tokens that count; what lies outside the mask is never read."""
-        return torch.where(self.mask, values, 0.0).sum(dim=1)
-
-    def __getitem__(self, rows: Any) -> Self:
-        return _index(self, rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completions:
-    """n completions, each reduced to its log-probability.
-
-    Attributes:
-        logps: log π(y | x) in nats, summed over the tokens that count (EOS included).
-        lengths: how many tokens count.
-        ref_logps: log π_ref(y | x), or None where no reference was scored.
-        tokens: per-token values, only where the objective declares that it needs them.
-    """
-
-    logps: Float[Tensor, " n"]
-    lengths: Int[Tensor, " n"]
-    ref_logps: Float[Tensor, " n"] | None = None
-    tokens: TokenLogps | None = None
-
-    def __len__(self) -> int:
-        return self.lengths.shape[0]
-
-    def __getitem__(self, rows: Any) -> Self:
-        """Select rows by a slice, an index tensor or a boolean tensor."""
-        return _index(self, rows)
-
-    @property
-    def mean(self) -> Float[Tensor, " n"]:
-        """m(y) = log π(y|x) / len(y); an empty completion counts as length 1 and so has mean 0."""
-        return self.logps / self.lengths.clamp(min=1)
-
-    @property
-    def log_ratio(self) -> Float[Tensor, " n"]:
-        """s(y) = log π(y|x) − log π_ref(y|x)."""
-        if self.ref_logps is None:
-            raise UsageError("these completions carry no reference log-probabilities; pass ref_logps.")
-        return self.logps - self.ref_logps
-
-    @classmethod
-    def from_tokens(cls, tokens: TokenLogps) -> Self:
-        """Sum per-token values into completions that keep the tokens."""
-        return cls(
-            logps=tokens.sum(tokens.logps),
-            lengths=tokens.mask.sum(dim=1),
-            ref_logps=None if tokens.ref_logps is None else tokens.sum(tokens.ref_logps),
-            tokens=tokens,
-        )
-
-    @classmethod
-    def unscored(cls, lengths: Int[Tensor, " n"]) -> Self:
-        """Completions of which only the lengths are known; enough to count, not to train."""
-        return cls(logps=torch.zeros(lengths.shape, device=lengths.device), lengths=lengths)
-
-    def detach(self) -> Self:
-        """The same values without gradient."""
-        return _map(self, Tensor.detach)
-
-
-class Batch:
-    """Base of the containers below. Every batch is made of ``rows`` completions in one fixed order."""
-
-    kind: str
-
-    @classmethod
-    def assemble(cls, rows: Completions, labels: Mapping[str, Tensor]) -> Self:
-        """Build the container from scored rows in the order in which the data room lays them out."""
-        raise NotImplementedError
-
-    def counts(self) -> dict[str, int]:
-        """How many of each unit that a `Term` may be averaged over, from lengths and labels alone."""
-        raise NotImplementedError
-
-    @property
-    def rows(self) -> Completions:
-        """All completions of the batch in layout order."""
-        raise NotImplementedError
-
-    @classmethod
-    def offers(cls, kind: "type[Batch]") -> bool:
-        """Whether `view` can read a batch of this class as ``kind``."""
-        return issubclass(cls, kind) or hasattr(cls, f"as_{kind.kind}")
-
-    def view(self, kind: "type[Batch]") -> "Batch":
-        """This batch as another container, where the conversion loses nothing that the other needs."""
-        if isinstance(self, kind):
-            return self
-        convert = getattr(self, f"as_{kind.kind}", None)
-        if convert is None:
-            raise UsageError(f"a batch of {self.kind} cannot be read as {kind.kind}.")
-        return convert()
-
-    def detach(self) -> Self:
-        """The same batch without gradient."""
-        return _map(self, Tensor.detach)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +42,9 @@ class Pairs(Batch):
         ids: names each example.
         preference: P(y_w ≻ y_l) where it is known (several annotators, a judge's probability).
         chosen_score, rejected_score: scalar rewards of the two, where they are known.
+        rated_margin: by how much the chosen one is the better, in the unit of the rewards, where annotators said so.
+        sampled_by_reference: whether the chosen one is the reference's sample and the rejected one the policy's, or
+            the other way round, for pairs of one sample of each (XPO).
     """
 
     kind = "pairs"
@@ -175,12 +54,14 @@ class Pairs(Batch):
     preference: Float[Tensor, " n"] | None = None
     chosen_score: Float[Tensor, " n"] | None = None
     rejected_score: Float[Tensor, " n"] | None = None
+    rated_margin: Float[Tensor, " n"] | None = None
+    sampled_by_reference: Bool[Tensor, " n"] | None = None
 
     @classmethod
     def assemble(cls, rows: Completions, labels: Mapping[str, Tensor]) -> Self:
         n = len(rows) // 2
-        optional = {key: labels.get(key) for key in ("ids", "preference", "chosen_score", "rejected_score")}
-        return cls(chosen=rows[:n], rejected=rows[n:], **optional)
+        columns = ("ids", "preference", "chosen_score", "rejected_score", "rated_margin", "sampled_by_reference")
+        return cls(chosen=rows[:n], rejected=rows[n:], **{key: labels.get(key) for key in columns})
 
     @classmethod
     def from_sums(
@@ -190,7 +71,7 @@ class Pairs(Batch):
         ref_chosen: Float[Tensor, " n"] | None = None,
         ref_rejected: Float[Tensor, " n"] | None = None,
         lengths: tuple[Int[Tensor, " n"], Int[Tensor, " n"]] | None = None,
-        **labels: Float[Tensor, " n"] | Int[Tensor, " n"] | None,
+        **labels: Float[Tensor, " n"] | Int[Tensor, " n"] | Bool[Tensor, " n"] | None,
     ) -> Self:
         """Build pairs from summed log-probabilities.
 
@@ -198,7 +79,8 @@ class Pairs(Batch):
             chosen, rejected: log π(y_w|x) and log π(y_l|x), summed over completion tokens.
             ref_chosen, ref_rejected: the same under the reference, for objectives that need one.
             lengths: token counts of chosen and rejected, for objectives that normalise by length.
-            labels: ``ids``, ``preference``, ``chosen_score``, ``rejected_score``.
+            labels: ``ids``, ``preference``, ``chosen_score``, ``rejected_score``, ``rated_margin``,
+                ``sampled_by_reference``.
         """
         # An unknown length is 0, which objectives that normalise by length refuse.
         n_w, n_l = lengths if lengths is not None else (_unknown_lengths(chosen), _unknown_lengths(rejected))
@@ -365,35 +247,9 @@ class Ranked(Batch):
         return Demonstrations(completions=self.completions[self.best], ids=_pick(self.ids, self.group[self.best]))
 
 
-def concatenate(first: Completions, second: Completions) -> Completions:
-    """Stack two sets of completions; what only one of them carries is dropped (per-token values included)."""
-    both_ref = first.ref_logps is not None and second.ref_logps is not None
-    return Completions(
-        logps=torch.cat([first.logps, second.logps]),
-        lengths=torch.cat([first.lengths, second.lengths]),
-        ref_logps=torch.cat([first.ref_logps, second.ref_logps]) if both_ref else None,
-    )
-
-
 def _pick(values: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if values is None else values[rows]
 
 
 def _unknown_lengths(like: Tensor) -> Tensor:
     return torch.zeros(like.shape, dtype=torch.long, device=like.device)
-
-
-def _map(container: Any, function: Any) -> Any:
-    """Apply ``function`` to every tensor inside a (nested) container dataclass."""
-    changes = {}
-    for field in fields(container):
-        value = getattr(container, field.name)
-        if isinstance(value, Tensor):
-            changes[field.name] = function(value)
-        elif isinstance(value, (Completions, TokenLogps)):
-            changes[field.name] = _map(value, function)
-    return replace(container, **changes)
-
-
-def _index(container: Any, rows: Any) -> Any:
-    return _map(container, lambda tensor: tensor[rows])

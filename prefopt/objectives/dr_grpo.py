@@ -1,0 +1,40 @@
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prefopt.batches import Rollouts
+from prefopt.objective import About, State, Term, parameter
+from prefopt.policy_gradient import PolicyGradient
+from prefopt.registry import register
+
+
+@register("dr_grpo")
+@dataclass(frozen=True, kw_only=True)
+class DrGRPO(PolicyGradient):
+    """GRPO done right (Liu et al. 2025, arXiv 2503.20783): neither lengths nor standard deviations as divisors.
+
+    .. math:: L = −(1/G) Σ_i (1/M) Σ_t min(ρ_t A_i, clip(ρ_t, 1 − ε, 1 + ε) A_i),   A_i = r_i − mean r
+
+    M is a constant, ``max_length``; the paper's is its limit of generation, 3000, the default here is prefopt's own.
+    The expected gradient at the sampling policy is (k − 1)/k of the policy gradient, because the mean of the group
+    contains the completion itself.
+
+    Where implementations differ: TRL divides by B times the limit of generation, verl by the padded width.
+    """
+
+    about = About(
+        title="Understanding R1-Zero-Like Training: A Critical Perspective",
+        year=2025,
+        arxiv="2503.20783",
+        formula="-(1/G) Σ_i (1/M) Σ_t min(ρ_t A_i, clip(ρ_t, 1-ε, 1+ε) A_i), A_i = r_i - mean r",
+        use="GRPO without its bias towards long wrong answers and towards prompts of low variance.",
+    )
+
+    epsilon: float = parameter(0.2, "how far the ratio may move before its gradient stops", above=0, below=1)
+    max_length: float = parameter(256, "the constant M that the sum over tokens is divided by", above=0)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.epsilon, self.epsilon
+
+    def terms(self, batch: Rollouts, state: State) -> Mapping[str, Term]:
+        return {"policy": Term(batch.tokens.sum(self.clipped(batch)) / self.max_length)}

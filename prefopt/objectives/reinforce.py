@@ -1,0 +1,33 @@
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from prefopt.batches import Rollouts
+from prefopt.objective import About, State, Term
+from prefopt.policy_gradient import PolicyGradient
+from prefopt.registry import register
+
+
+@register("reinforce")
+@dataclass(frozen=True, kw_only=True)
+class Reinforce(PolicyGradient):
+    """The policy gradient itself (Williams 1992), of completions that the policy has just sampled.
+
+    .. math:: L = −mean_i Σ_t A_t log π(y_t)
+
+    summed over the tokens of a completion, averaged over completions. Nothing corrects for a policy that has moved
+    since it sampled, so one optimizer step per rollout is what it is for. With leave-one-out advantages this is RLOO,
+    with rewards as they are plain REINFORCE.
+    """
+
+    about = About(
+        title="Simple statistical gradient-following algorithms for connectionist reinforcement learning",
+        year=1992,
+        formula="-mean_i Σ_t A_t log π(y_t)",
+        use="A yardstick: no baseline, no clipping, unbiased.",
+    )
+
+    def terms(self, batch: Rollouts, state: State) -> Mapping[str, Term]:
+        surrogate = -self.advantages(batch) * torch.where(batch.tokens.mask, batch.tokens.logps, 0.0)
+        return {"policy": Term(batch.tokens.sum(surrogate + self.penalty(batch)))}

@@ -1,0 +1,128 @@
+"""What policy-gradient objectives share: the ratio to the sampling policy, and the KL to the reference."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prefopt.batches import Completions, Rollouts
+from prefopt.errors import UsageError
+from prefopt.objective import Needs, Objective, State, parameter
+
+ESTIMATORS = ("k1", "k2", "k3")
+MAX_EXPONENT = 60.0
+"""Where exponents of log-ratios are cut: e^60 ≈ 1e26 can still be summed over tokens in float32."""
+
+
+def kl_estimate(log_ratio: Float[Tensor, "..."], kind: str) -> Float[Tensor, "..."]:
+    """Schulman's estimators of KL(π ‖ π_ref) from samples of π, with x = log π − log π_ref.
+
+    ======  ==============  =========================================================================
+    kind    value           as a loss on samples of π, its expected gradient is that of
+    ======  ==============  =========================================================================
+    k1      x               nothing (0): it belongs into the reward
+    k2      x²/2            KL(π ‖ π_ref)
+    k3      e^{−x} − 1 + x  KL(π_ref ‖ π); times the ratio π/π_old, and differentiated with it, KL(π ‖ π_ref)
+    ======  ==============  =========================================================================
+
+    k1 and k3 are unbiased, k2 is not; k2 and k3 are never negative. In k3 the exponent is cut at `MAX_EXPONENT`.
+    """
+    if kind == "k1":
+        return log_ratio
+    if kind == "k2":
+        return 0.5 * log_ratio**2
+    if kind == "k3":
+        # Near 0 the two summands cancel, and rounding could make it negative; there its series is exact.
+        near = log_ratio.abs() < 0.01
+        x = torch.where(near, log_ratio, 0.0)
+        series = 0.5 * x**2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5 * (1 - x / 6))))
+        x = torch.where(near, 1.0, log_ratio)
+        return torch.where(near, series, torch.expm1((-x).clamp(max=MAX_EXPONENT)) + x)
+    raise UsageError(f"there is no KL estimator {kind!r}: choose k1, k2 or k3.")
+
+
+def bounded_exp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """eˣ with the exponent cut at `MAX_EXPONENT`."""
+    return x.clamp(max=MAX_EXPONENT).exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradient(Objective[Rollouts]):
+    """Base of the losses on sampled completions: a surrogate per token, plus β times an estimate of the KL.
+
+    A subclass says in `terms` what the surrogate is and how tokens are averaged. It needs a
+    reference only where ``beta`` is above 0.
+    """
+
+    needs = Needs(batch=Rollouts, tokens=True, labels=("old_logps", "advantages"))
+
+    beta: float = parameter(0.0, "weight of the KL to the reference as a part of the loss", at_least=0)
+    kl: str = parameter("k3", "estimator of that KL", choices=ESTIMATORS)
+    kl_ratio: bool = parameter(False, "multiply that estimate by π/π_old, so that its gradient is the one it should be")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "needs", replace(type(self).needs, reference=self.beta > 0))
+
+    def reward(self, completions: Completions) -> Float[Tensor, " n"]:
+        """The log-ratio to the reference, to which the optimal policy's reward is proportional; without one, log π."""
+        return completions.logps if completions.ref_logps is None else completions.log_ratio
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """How far the ratio may fall and rise before its gradient stops; None without clipping."""
+        return None
+
+    def clipped(self, batch: Rollouts) -> Float[Tensor, " n t"]:
+        """The clipped surrogate at every token, with the KL's part; within `bounds`."""
+        return clipped(self.ratio(batch), self.advantages(batch), *self.bounds) + self.penalty(batch)
+
+    def log_ratio(self, batch: Rollouts) -> Float[Tensor, " n t"]:
+        """log π − log π_old at every token; 0 outside the mask, whatever stands there."""
+        return torch.where(batch.tokens.mask, batch.tokens.logps, 0.0) - _inside(batch, batch.old_logps)
+
+    def ratio(self, batch: Rollouts) -> Float[Tensor, " n t"]:
+        """ρ = π/π_old at every token; 1 outside the mask."""
+        return bounded_exp(self.log_ratio(batch))
+
+    def advantages(self, batch: Rollouts) -> Float[Tensor, " n t"]:
+        """A at every token; 0 outside the mask."""
+        return _inside(batch, batch.advantages)
+
+    def penalty(self, batch: Rollouts) -> Float[Tensor, " n t"] | float:
+        """β · KL estimate at every token; 0 where β is."""
+        if self.beta == 0:
+            return 0.0
+        tokens = batch.tokens
+        estimate = kl_estimate(torch.where(tokens.mask, tokens.logps, 0.0) - _inside(batch, tokens.ref_logps), self.kl)
+        return self.beta * (self.ratio(batch) * estimate if self.kl_ratio else estimate)
+
+    def metrics(self, batch: Rollouts, state: State) -> dict[str, Tensor]:
+        """How far the policy is from the one that sampled, over the tokens that count."""
+        moved = self.log_ratio(batch)[batch.tokens.mask]
+        return {
+            "logps": batch.rows.logps,
+            # KL(π_old ‖ π) from samples of π_old.
+            "policy/approx_kl": kl_estimate(-moved, "k3"),
+            "policy/ratio": bounded_exp(moved),
+            **({"kl": batch.rows.log_ratio} if self.beta > 0 else {}),
+            **({} if self.bounds is None else {"policy/clip_fraction": self._held(batch)}),
+        }
+
+    def _held(self, batch: Rollouts) -> Float[Tensor, " k"]:
+        """1 for each token at which clipping holds the gradient back, else 0."""
+        ratio, (low, high) = self.ratio(batch), self.bounds
+        held = ((batch.advantages > 0) & (ratio > 1 + high)) | ((batch.advantages < 0) & (ratio < 1 - low))
+        return held[batch.tokens.mask].to(ratio.dtype)
+
+
+def clipped(
+    ratio: Float[Tensor, "..."], advantages: Float[Tensor, "..."], low: float, high: float
+) -> Float[Tensor, "..."]:
+    """PPO's surrogate, to be minimised: −min(ρA, clip(ρ, 1 − low, 1 + high)·A)."""
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+
+
+def _inside(batch: Rollouts, values: Float[Tensor, " n t"]) -> Float[Tensor, " n t"]:
+    return torch.where(batch.tokens.mask, values, 0.0)
