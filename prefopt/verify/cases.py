@@ -11,17 +11,22 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from prefopt.batches import Batch, Completions, Demonstrations, Labelled, Pairs, Ranked, TokenLogps
+from prefopt.batches import Batch, Completions, Demonstrations, Labelled, Pairs, Ranked, Rollouts, TokenLogps
 from prefopt.errors import UsageError
 from prefopt.objective import Needs
 
 T = TypeVar("T")
 
 REGIMES = ("ordinary", "reference", "equal", "extreme")
-"""``reference``: policy equals reference. ``equal``: both responses of a pair are the same. ``extreme``: log-probs of
-a response from −1e-8 to −1e4, so that margins reach 1e4. A fifth, ``certain``, has probabilities of exactly 1."""
+"""``reference``: policy equals reference (and the policy that sampled). ``equal``: both responses of a pair are the
+same. ``extreme``: log-probs of a response from −1e-8 to −1e4, so that margins reach 1e4. A fifth, ``certain``, has
+probabilities of exactly 1."""
 
-OPTIONAL_LABELS = ("preference", "chosen_score", "rejected_score")
+OPTIONAL_LABELS = ("preference", "chosen_score", "rejected_score", "rated_margin")
+"""Floating columns that a batch may lack."""
+
+BY_TOKEN = ("old_logps", "advantages", "values", "old_values", "returns")
+"""Columns of `Rollouts` with one value per token."""
 
 
 class Source(Protocol):
@@ -58,12 +63,13 @@ class Response:
     """One completion as plain numbers, one tuple per field of `TokenLogps` with one entry per position.
 
     ``mask`` may have holes. Where no per-token values are wanted there is a single position that holds the sum, and
-    ``length`` says how many tokens it stands for.
+    ``length`` says how many tokens it stands for. ``reward`` is a reward model's, for objectives that train one.
     """
 
     length: int
     mask: tuple[bool, ...]
     values: Mapping[str, tuple[float, ...]]
+    reward: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +91,10 @@ class Build:
     keep_tokens: bool = True
 
     def __call__(self, responses: Sequence[Response]) -> Completions:
+        rewards = [response.reward for response in responses if response.reward is not None]
+        columns = {"rewards": torch.tensor(rewards, dtype=self.dtype)} if rewards else {}
         if not self.from_tokens:
-            columns = {
+            columns |= {
                 name: torch.tensor([response.values[name][0] for response in responses], dtype=self.dtype)
                 for name in (responses[0].values if responses else ())
             }
@@ -96,19 +104,29 @@ class Build:
         mask = torch.zeros(len(responses), width, dtype=torch.bool)
         # Another number for each field, or padding that counts would cancel in log π − log π_ref.
         fills = {name: self.fill * (1 + k) for k, name in enumerate(responses[0].values)}
-        tokens = {name: torch.full((len(responses), width), fill, dtype=self.dtype) for name, fill in fills.items()}
         for i, response in enumerate(responses):
             mask[i, : len(response.mask)] = torch.tensor(response.mask)
-            for name, values in response.values.items():
-                tokens[name][i, : len(values)] = torch.tensor(values, dtype=self.dtype)
-                tokens[name][i].masked_fill_(~mask[i], fills[name])
-        completions = Completions.from_tokens(TokenLogps(mask=mask, **tokens))
+        tokens = {
+            name: self.padded([response.values[name] for response in responses], mask, fill)
+            for name, fill in fills.items()
+        }
+        completions = replace(Completions.from_tokens(TokenLogps(mask=mask, **tokens)), **columns)
         return completions if self.keep_tokens else replace(completions, tokens=None)
+
+    def padded(self, rows: Sequence[Sequence[float]], mask: torch.Tensor, fill: float) -> torch.Tensor:
+        """Rows of different lengths as [n, t], with ``fill`` wherever the mask is False."""
+        found = torch.full(mask.shape, fill, dtype=self.dtype)
+        for i, values in enumerate(rows):
+            found[i, : len(values)] = torch.tensor(values, dtype=self.dtype)
+        return found.masked_fill(~mask, fill)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A batch as plain numbers: groups of responses by field name, and the other columns."""
+    """A batch as plain numbers: groups of responses by field name, and the other columns.
+
+    A column of tuples has one value for each position of ``completions``, and is padded like their tokens.
+    """
 
     kind: type[Batch]
     responses: Mapping[str, tuple[Response, ...]]
@@ -120,10 +138,12 @@ class Draw:
         options.setdefault("from_tokens", self.tokens)
         build = Build(**options)
         parts = {name: build(responses) for name, responses in self.responses.items()}
-        columns = {
-            name: torch.tensor(values, dtype=build.dtype) if _floating(values) else torch.tensor(values)
-            for name, values in self.columns.items()
-        }
+        columns = {}
+        for k, (name, values) in enumerate(self.columns.items()):
+            if isinstance(values[0], tuple):
+                columns[name] = build.padded(values, parts["completions"].tokens.mask, build.fill * (3 + k))
+            else:
+                columns[name] = torch.tensor(values, dtype=build.dtype if _floating(values) else None)
         return self.kind(**parts, **columns)
 
 
@@ -187,7 +207,18 @@ class _Drawing:
         return self.source.integer(1, 4)
 
     def response(self, length: int | None = None) -> Response:
-        length = length or self.length()
+        response = self._scored(length or self.length())
+        return replace(response, reward=self._reward()) if self.needs.rewards else response
+
+    def _reward(self) -> float:
+        if self.regime == "reference":
+            return 0.0
+        if self.regime == "certain":
+            return self.source.choice((0.0, -1e-8, 1e4))
+        far = self.source.choice((1e-8, 1.0, 30.0, 1e4)) if self.regime == "extreme" else 3.0
+        return self.source.number(-far, far)
+
+    def _scored(self, length: int) -> Response:
         if not self.tokens:
             total = self._logp(length)
             values = {"logps": (total,)}
@@ -225,6 +256,24 @@ class _Drawing:
         spread = 1.0 if self.tokens else 6.0
         return min(logp + self.source.number(-spread, spread), -1e-3)
 
+    def sampled(self, logps: tuple[float, ...]) -> tuple[float, ...]:
+        """Log-probabilities under the policy that sampled: near enough for clipping to be now active, now not."""
+        if self.regime == "reference":
+            return logps
+        if self.regime in ("extreme", "certain"):
+            return _repeat([self._logp(1) for _ in logps[:6]], len(logps))
+        spread = self.source.choice((0.001, 0.5))
+        return _repeat([min(x + self.source.number(-spread, spread), -1e-3) for x in logps[:6]], len(logps))
+
+    def numbers(self, response: Response, spread: float, around: tuple[float, ...] | None = None) -> tuple[float, ...]:
+        """Advantages, values or returns: one number per position of a completion, near given ones if there are any."""
+        positions = len(response.mask)
+        centres = around or (0.0,) * positions
+        if self.regime in ("extreme", "certain"):
+            spread = self.source.choice((1e-8, 1.0, 100.0, 1e4))
+        found = [centre + self.source.number(-spread, spread) for centre in centres[:6]]
+        return _repeat(found, positions)
+
     def ids(self, rows: int) -> list[int]:
         first = self.source.integer(0, 1000)
         return [first + 7 * i for i in range(rows)]
@@ -254,6 +303,11 @@ def _pairs(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
     if "chosen_score" in drawing.needs.labels:
         columns["rejected_score"] = [number(-2.0, 2.0) for _ in range(rows)]
         columns["chosen_score"] = [low + number(0.0, 3.0) for low in columns["rejected_score"]]
+    optional = "rated_margin" in drawing.needs.optional and drawing.source.choice((True, False))
+    if optional or "rated_margin" in drawing.needs.labels:
+        columns["rated_margin"] = [number(0.0, 3.0) for _ in range(rows)]
+    if "sampled_by_reference" in drawing.needs.labels:
+        columns["sampled_by_reference"] = [drawing.source.choice((True, False)) for _ in range(rows)]
     return {"chosen": chosen, "rejected": rejected}, columns
 
 
@@ -283,3 +337,24 @@ def _ranked(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
     else:
         columns["ranks"] = [5 - place for place in standing]
     return {"completions": tuple(responses)}, columns
+
+
+@draws(Rollouts.kind)
+def _rollouts(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
+    if not drawing.tokens:
+        raise UsageError("rollouts carry per-token values: declare tokens=True in needs.")
+    responses = tuple(drawing.response() for _ in range(rows))
+    columns: dict[str, Any] = {"ids": drawing.ids(rows)}
+    columns["old_logps"] = [drawing.sampled(response.values["logps"]) for response in responses]
+    columns["advantages"] = [drawing.numbers(response, 2.0) for response in responses]
+    if drawing.needs.values:
+        columns["values"] = [drawing.numbers(response, 2.0) for response in responses]
+        columns["old_values"] = [
+            drawing.numbers(response, 0.5, values) for response, values in _with(responses, columns)
+        ]
+        columns["returns"] = [drawing.numbers(response, 2.0, values) for response, values in _with(responses, columns)]
+    return {"completions": responses}, columns
+
+
+def _with(responses: Sequence[Response], columns: Mapping[str, Any]) -> list[tuple[Response, tuple[float, ...]]]:
+    return list(zip(responses, columns["values"], strict=True))

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch, Completions, TokenLogps
+from prefopt.batches import Batch, Completions, Rollouts, TokenLogps
 from prefopt.objective import Objective
 from prefopt.reduction import global_counts
-from prefopt.verify.cases import OPTIONAL_LABELS
+from prefopt.verify.cases import BY_TOKEN, OPTIONAL_LABELS
 from prefopt.verify.evaluation import Evaluation, evaluate, loss_of, state_of
 from prefopt.verify.leaves import leaves, size, take, with_leaves
 from prefopt.verify.results import PASSED, Outcome, holds
@@ -105,6 +105,8 @@ def _poisons(objective: Objective) -> list[tuple[str, Callable[[Batch], Batch]]]
         found.append(("ref_logps", _spoil_reference))
     if not needs.lengths:
         found.append(("lengths", lambda rows: dataclasses.replace(rows, lengths=7 * rows.lengths + 3)))
+    if needs.rewards:
+        found.append(("logps", lambda rows: dataclasses.replace(rows, logps=_nan_like(rows.logps))))
     if not needs.tokens and not needs.statistics:
         found.append(("tokens", _spoil_tokens))
     for statistic in {"kl", "log_sum_p2"} - needs.statistics:
@@ -114,7 +116,14 @@ def _poisons(objective: Objective) -> list[tuple[str, Callable[[Batch], Batch]]]
     for label in OPTIONAL_LABELS:
         if label not in needs.labels:  # NaN in an optional one means that the row has none
             poisons.append((label, lambda batch, label=label: _spoil_label(batch, label)))
+    if needs.batch is Rollouts:
+        for column in set(BY_TOKEN) - set(needs.labels):
+            poisons.append((column, lambda batch, name=column: _spoil_column(batch, name)))
     return poisons
+
+
+def _spoil_column(batch: Rollouts, name: str) -> Rollouts:
+    return dataclasses.replace(batch, **{name: _nan_like(batch.tokens.logps)})
 
 
 def _each(batch: Batch, change: Callable[[Completions], Completions]) -> Batch:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch, Completions, Ranked, TokenLogps
+from prefopt.batches import Batch, Completions, Ranked, Rollouts, TokenLogps
 
 
 def leaves(batch: Batch) -> dict[str, Tensor]:
@@ -22,6 +22,8 @@ def leaves(batch: Batch) -> dict[str, Tensor]:
 def _walk(container: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(container, Completions) and container.tokens is not None:
         yield from _walk(container.tokens, f"{prefix}tokens.")
+        if container.rewards is not None:
+            yield f"{prefix}rewards", container.rewards
         return
     for field in fields(container):
         value = getattr(container, field.name)
@@ -39,7 +41,8 @@ def with_leaves(batch: Batch, values: Mapping[str, Tensor]) -> Batch:
 def _put(container: Any, prefix: str, values: Mapping[str, Tensor]) -> Any:
     if isinstance(container, Completions) and container.tokens is not None:
         if any(path.startswith(prefix) for path in values):
-            return Completions.from_tokens(_put(container.tokens, f"{prefix}tokens.", values))
+            summed = Completions.from_tokens(_put(container.tokens, f"{prefix}tokens.", values))
+            return replace(summed, rewards=values.get(f"{prefix}rewards", container.rewards))
         return container
     changes = {}
     for field in fields(container):
@@ -59,6 +62,8 @@ def mask_of(batch: Batch, path: str) -> Tensor:
         owner = getattr(owner, name)
     if isinstance(owner, TokenLogps):
         return owner.mask
+    if isinstance(owner, Rollouts):
+        return owner.tokens.mask
     return torch.ones_like(leaves(batch)[path], dtype=torch.bool)
 
 

@@ -6,9 +6,11 @@ A reference is a module with
 
 the loss of a batch that is a whole step. Each example is a namespace: ``chosen`` and ``rejected`` with ``preference``,
 ``chosen_score`` and ``rejected_score`` for pairs, ``completion`` (and ``desirable``) for demonstrations and labelled
-rows, ``completions`` and ``scores`` for ranked lists; ``id`` for all. A completion has lists ``logps``, ``ref_logps``,
-``kl``, ``log_sum_p2`` over its tokens, and ``detached``, the same completion as a constant: while a derivative is
-taken by moving an input, ``detached`` stays where it was.
+rows, ``completions`` and ``scores`` for ranked lists, ``completion`` and the lists ``old_logps``, ``advantages``,
+``values``, ``old_values`` and ``returns`` over its tokens for rollouts; ``id`` for all. A completion has lists
+``logps``, ``ref_logps``, ``kl``, ``log_sum_p2`` over its tokens, ``rewards``, the one number that a reward model gives,
+and ``detached``, the same completion as a constant: while a derivative is taken by moving an input, ``detached`` stays
+where it was. So does ``detached`` of a rollout.
 
 It may also have ``domain(examples, *, <hyperparameters>, **state) -> bool``, False where the code departs from the
 mathematics on purpose (a documented clamp), which is not compared; and ``FLOOR``, a scale below which the value is not
@@ -24,9 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch, Completions, Ranked
+from prefopt.batches import Batch, Completions, Ranked, Rollouts
 from prefopt.errors import UsageError
 from prefopt.objective import Objective, State
+from prefopt.verify.cases import BY_TOKEN
 from prefopt.verify.evaluation import evaluate, loss_of, sensitivity, state_of
 from prefopt.verify.leaves import cast, leaves, mask_of
 from prefopt.verify.results import PASSED, Outcome
@@ -117,8 +120,24 @@ class Examples:
         if path:
             moved[path] = _moved(moved[path], index, step)
         fixed = self._values if path else moved
-        make = self._group if isinstance(self._batch, Ranked) else self._example
+        makers = {Ranked: self._group, Rollouts: self._rollout}
+        make = makers.get(type(self._batch), self._example)
         return [make(i, moved, fixed) for i in range(self._batch.counts()["example"])]
+
+    def _rollout(self, i: int, moved: Mapping, fixed: Mapping) -> SimpleNamespace:
+        batch = self._batch
+        counted = batch.tokens.mask[i].nonzero().flatten().tolist()
+
+        def columns(values: Mapping) -> dict[str, Any]:
+            found = {name: values.get(name) for name in BY_TOKEN}
+            return {name: None if column is None else [column[i][t] for t in counted] for name, column in found.items()}
+
+        completion = _completion(batch.completions, "completions", i, moved)
+        completion.detached = _completion(batch.completions, "completions", i, fixed)
+        name = self._plain["ids"][i] if "ids" in self._plain else i
+        return SimpleNamespace(
+            id=name, completion=completion, **columns(moved), detached=SimpleNamespace(**columns(fixed))
+        )
 
     def _group(self, g: int, moved: Mapping, fixed: Mapping) -> SimpleNamespace:
         batch = self._batch
@@ -151,17 +170,21 @@ class Examples:
 
 def _completion(rows: Completions, prefix: str, i: int, values: Mapping) -> SimpleNamespace:
     names = ("logps", "ref_logps", "kl", "log_sum_p2")
+    rewards = values.get(f"{prefix}.rewards")
+    reward = None if rewards is None else rewards[i]
     if rows.tokens is not None:
         counted = rows.tokens.mask[i].nonzero().flatten().tolist()
         columns = {name: values.get(f"{prefix}.tokens.{name}") for name in names}
         return SimpleNamespace(
-            **{name: None if column is None else [column[i][t] for t in counted] for name, column in columns.items()}
+            rewards=reward,
+            **{name: None if column is None else [column[i][t] for t in counted] for name, column in columns.items()},
         )
     # Only the sum is known: spread it evenly. Where the reference needs more, the objective needs per-token values.
     length = max(int(rows.lengths[i]), 1)
     columns = {name: values.get(f"{prefix}.{name}") for name in names}
     return SimpleNamespace(
-        **{name: None if column is None else [column[i] / length] * length for name, column in columns.items()}
+        rewards=reward,
+        **{name: None if column is None else [column[i] / length] * length for name, column in columns.items()},
     )
 
 

@@ -69,6 +69,8 @@ def _union(a: Needs, b: Needs) -> Needs:
         a,
         reference=a.reference or b.reference,
         tokens=a.tokens or b.tokens,
+        rewards=a.rewards or b.rewards,
+        values=a.values or b.values,
         statistics=a.statistics | b.statistics,
         labels=tuple(dict.fromkeys((*a.labels, *b.labels))),
         observes=a.observes | b.observes,
@@ -96,8 +98,10 @@ def _all(kind: type[Batch]) -> Needs:
         lengths=True,
         tokens=True,
         statistics=frozenset({"kl", "log_sum_p2"}),
+        rewards=True,
+        values=True,
         observes=frozenset({"mismatched"}),
-        labels=("preference", "chosen_score", "rejected_score", "scores"),
+        labels=("preference", "chosen_score", "rejected_score", "rated_margin", "sampled_by_reference", "scores"),
     )
 
 
@@ -122,10 +126,19 @@ def _changes(needs: Needs) -> Iterator[tuple[str, Callable[[Batch], Batch]]]:
         yield "reference", lambda batch: _shift(batch, "ref_logps")
     if needs.lengths:
         yield "lengths", _longer
+    if needs.rewards:
+        yield "rewards", lambda batch: _shift(batch, "rewards")
     for statistic in needs.statistics:
         yield statistic, lambda batch, name=statistic: _shift(batch, name)
     for label in needs.labels:
-        yield label, lambda batch, name=label: _shift(batch, name)
+        yield label, lambda batch, name=label: _changed_label(batch, name)
+
+
+def _changed_label(batch: Batch, name: str) -> Batch:
+    column = getattr(batch, name)
+    if column is not None and column.dtype is torch.bool:
+        return dataclasses.replace(batch, **{name: ~column})
+    return _shift(batch, name)
 
 
 def _shift(batch: Batch, name: str) -> Batch:
