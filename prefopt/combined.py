@@ -182,6 +182,12 @@ def merge_needs(parts: tuple[Part, ...]) -> Needs:
     """What a sum needs: the union of what its parts need, in one container from which all of them can be read."""
     needs = [part.objective.needs for part in parts]
     container = _container(parts)
+    if len({need.rewards for need in needs}) == 2:
+        trains = next(part.key for part in parts if part.objective.needs.rewards)
+        other = next(part.key for part in parts if not part.objective.needs.rewards)
+        raise UsageError(
+            f"{trains} trains a reward model and {other} a policy: they cannot be summed. Train one after the other."
+        )
     labels = [label for need in needs for name in need.labels for label in _label(container, need.batch, name)]
     return Needs(
         batch=container,
@@ -189,6 +195,7 @@ def merge_needs(parts: tuple[Part, ...]) -> Needs:
         lengths=any(need.lengths for need in needs),
         tokens=any(need.tokens for need in needs),
         statistics=frozenset().union(*(need.statistics for need in needs)),
+        rewards=any(need.rewards for need in needs),
         observes=frozenset().union(*(need.observes for need in needs)),
         labels=tuple(dict.fromkeys(labels)),
         optional=tuple(dict.fromkeys(label for need in needs for label in need.optional)),

@@ -89,6 +89,17 @@ class Completions:
         """Completions of which only the lengths are known; enough to count, not to train."""
         return cls(logps=torch.zeros(lengths.shape, device=lengths.device), lengths=lengths)
 
+    @classmethod
+    def of_rewards(cls, rewards: Float[Tensor, " n"], lengths: Int[Tensor, " n"] | None = None) -> Self:
+        """Completions of which a reward model's scores are known and no log-probabilities, for `reward` and its like.
+
+        Args:
+            rewards: r(x, y).
+            lengths: token counts; 0 where they are not given.
+        """
+        lengths = torch.zeros_like(rewards, dtype=torch.long) if lengths is None else lengths
+        return cls(logps=torch.zeros_like(rewards), lengths=lengths, rewards=rewards)
+
     def detach(self) -> Self:
         """The same values without gradient."""
         return map_tensors(self, Tensor.detach)

@@ -1,0 +1,53 @@
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from prefopt.batches import Completions, Pairs
+from prefopt.objective import About, Needs, Objective, State, Term, parameter
+from prefopt.registry import register
+
+
+@register("reward", aliases=("bt", "bradley_terry"))
+@dataclass(frozen=True, kw_only=True)
+class Reward(Objective[Pairs]):
+    """A Bradley–Terry reward model (Christiano et al. 2017, arXiv 1706.03741; Ouyang et al. 2022, arXiv 2203.02155).
+
+    .. math:: L = −log σ(r(x, y_w) − r(x, y_l)) + η (r(x, y_w) + r(x, y_l))²
+
+    r is one number for a whole sequence, the output of a head at its last token; no log-probability enters. The loss
+    is a mean over pairs, in nats, and log 2 where r = 0. With P(y_w ≻ y_l) = σ(r* − r*') its minimiser is r = r* up to
+    a constant for each prompt, which preferences do not decide.
+
+    η, ``centring``, decides it: rewards of a pair are pulled to opposite signs, so that scores of different prompts can
+    be compared and stay near 0 (Eisenstein et al. 2023, arXiv 2312.09244, η = 0.01). With a single pair the minimiser
+    is ±logit(p)/2 for every η > 0. The default, 0, is the plain loss.
+
+    Where implementations differ: HALOs reads the second output of a head with two; TRL and OpenRLHF have one, as here.
+    OpenRLHF's "LogExp" form is the same number without a stable softplus. Averages over the pairs of one prompt are
+    `reward_kwise`.
+    """
+
+    about = About(
+        title="Deep Reinforcement Learning from Human Preferences",
+        year=2017,
+        arxiv="1706.03741",
+        formula="-log σ(r_w - r_l) + η (r_w + r_l)²",
+        use="A reward model from pairs: the proxy that PPO, GRPO and rejection sampling climb, or a judge of answers.",
+    )
+    needs = Needs(batch=Pairs, rewards=True)
+
+    centring: float = parameter(0.0, "η, pull of r_w + r_l towards 0; the paper's is 0.01", at_least=0)
+
+    def reward(self, completions: Completions) -> Float[Tensor, " n"]:
+        """r(x, y), the model's own output."""
+        return completions.rewards
+
+    def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
+        chosen, rejected = batch.chosen.rewards, batch.rejected.rewards
+        terms = {"preference": Term(-logsigmoid(chosen - rejected))}
+        if self.centring:
+            terms["centring"] = Term((chosen + rejected) ** 2, weight=self.centring)
+        return terms
