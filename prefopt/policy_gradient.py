@@ -11,8 +11,8 @@ from prefopt.errors import UsageError
 from prefopt.objective import Needs, Objective, State, parameter
 
 ESTIMATORS = ("k1", "k2", "k3")
-MAX_EXPONENT = 60.0
-"""Where exponents of log-ratios are cut: e^60 ≈ 1e26 can still be summed over tokens in float32."""
+MAX_EXPONENT = 40.0
+"""Where exponents of log-ratios are cut: the product of two, e^80 ≈ 6e34, can be summed over tokens in float32."""
 
 
 def kl_estimate(log_ratio: Float[Tensor, "..."], kind: str) -> Float[Tensor, "..."]:

@@ -17,7 +17,7 @@ class PPO(PolicyGradient):
     Log-probabilities at the sampling temperature, in nats; the mean is over the completion tokens of the whole step.
     The critic's part of PPO's loss is the objective ``value``; in RLHF the KL is part of the reward and β here is 0
     (InstructGPT, 2203.02155). At ρ = 1 the gradient is −A ∇log π; it is 0 where A > 0 and ρ > 1 + ε, and where A < 0
-    and ρ < 1 − ε. ρ is cut at e^60.
+    and ρ < 1 − ε. ρ is cut at e^40.
 
     Where implementations differ: verl always bounds the loss for A < 0 from above (dual clip, c = 3), OpenRLHF only
     when told to; HALOs takes ε = 0.5, torchtune 0.1; TRL's approximate KL also averages over padding.

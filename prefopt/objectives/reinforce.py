@@ -1,5 +1,5 @@
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,7 +18,7 @@ class Reinforce(PolicyGradient):
 
     summed over the tokens of a completion, averaged over completions. Nothing corrects for a policy that has moved
     since it sampled, so one optimizer step per rollout is what it is for. With leave-one-out advantages this is RLOO,
-    with rewards as they are plain REINFORCE.
+    with rewards as they are plain REINFORCE. Only ``kl_ratio`` reads the log-probabilities of the sampling policy.
     """
 
     about = About(
@@ -27,6 +27,11 @@ class Reinforce(PolicyGradient):
         formula="-mean_i Σ_t A_t log π(y_t)",
         use="A yardstick: no baseline, no clipping, unbiased.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta == 0 or not self.kl_ratio:
+            object.__setattr__(self, "needs", replace(self.needs, labels=("advantages",)))
 
     def terms(self, batch: Rollouts, state: State) -> Mapping[str, Term]:
         surrogate = -self.advantages(batch) * torch.where(batch.tokens.mask, batch.tokens.logps, 0.0)
