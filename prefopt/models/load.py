@@ -1,6 +1,8 @@
 """From a path, a hub id or a loaded model to the policy that is trained, and its tokenizer."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,19 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from prefopt.errors import ModelError, UsageError
 from prefopt.models.adapters import is_adapter_model
+from prefopt.models.reward_head import HEAD, adapter_of_another_kind, check_labels, is_classifier, to_reward_model
 
 ADAPTER_KINDS = (None, "lora", "qlora")
 
@@ -34,12 +40,14 @@ class ModelSettings:
         dtype: of the frozen weights under an adapter; None means bfloat16 where an accelerator computes in it, else
             float32. A full fine-tune keeps its weights in float32.
         trust_remote_code: run code that comes with the model; off unless asked for.
+        rewards: load a reward model, a sequence classifier with one label, instead of a language model.
     """
 
     adapter: str | LoraConfig | None = None
     lora: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype | None = None
     trust_remote_code: bool = False
+    rewards: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, LoraConfig) and self.adapter not in ADAPTER_KINDS:
@@ -47,6 +55,8 @@ class ModelSettings:
         unknown = set(self.lora) - set(LoraConfig.__dataclass_fields__)
         if unknown:
             raise UsageError(f"peft.LoraConfig has no field {sorted(unknown)[0]!r}.")
+        if self.rewards and isinstance(self.adapter, LoraConfig) and self.adapter.task_type != "SEQ_CLS":
+            raise UsageError("a reward model needs its head saved with the adapter: set task_type='SEQ_CLS' in it.")
 
     @property
     def quantize(self) -> bool:
@@ -56,7 +66,7 @@ class ModelSettings:
         if isinstance(self.adapter, LoraConfig):
             return self.adapter
         defaults = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
-        return LoraConfig(task_type="CAUSAL_LM", **(defaults | self.lora))
+        return LoraConfig(task_type="SEQ_CLS" if self.rewards else "CAUSAL_LM", **(defaults | self.lora))
 
     def weight_dtype(self, trains_adapter: bool) -> torch.dtype:
         if not trains_adapter:
@@ -85,7 +95,7 @@ def load_policy(model: str | Path | PreTrainedModel | PeftModel, settings: Model
         quantized = getattr(model, "is_loaded_in_4bit", False)
         if settings.quantize and not quantized:
             raise UsageError("adapter='qlora' cannot quantize a model that is loaded already: pass its path instead.")
-        policy = model
+        policy = to_reward_model(model) if settings.rewards else model
     else:
         raise UsageError(f"model must be a path, a hub id or a transformers model, not {type(model).__name__}.")
     if settings.adapter is not None and not is_adapter_model(policy):
@@ -126,6 +136,53 @@ def load_causal_lm(name: str, settings: ModelSettings, *, trains_adapter: bool) 
     Raises:
         ModelError: the path does not exist and no hub has the name, or the files are not a causal language model.
     """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, **_options(settings, trains_adapter))
+    except (OSError, ValueError) as error:
+        raise ModelError(_why_not_loaded(name, error)) from error
+    if is_classifier(model.config):
+        raise ModelError(
+            f"{name} is a classifier, such as a reward model, and no language model: give its base instead."
+        )
+    return _keep_precision(model)
+
+
+def load_reward_model(name: str, settings: ModelSettings, *, trains_adapter: bool) -> PreTrainedModel:
+    """The same for a reward model; a language model gets a fresh head.
+
+    Raises:
+        ModelError: no such model, or one that cannot give one number for a sequence.
+    """
+    options = _options(settings, trains_adapter)
+    try:
+        check_labels(name, AutoConfig.from_pretrained(name, trust_remote_code=settings.trust_remote_code))
+        with _quietly():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name, num_labels=1, output_loading_info=True, **options
+            )
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(_why_not_loaded(name, error, "sequence classifier")) from error
+    missing = {key for key in report["missing_keys"] if key.split(".")[0] != HEAD}
+    if missing:
+        raise ModelError(f"{name} lacks the weights of {sorted(missing)[0]} and {len(missing) - 1} others.")
+    fresh = any(key.split(".")[0] == HEAD for key in report["missing_keys"])
+    return _keep_precision(to_reward_model(model, fresh=fresh))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the report that the head is new and the language model's is not used: that is the point."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _options(settings: ModelSettings, trains_adapter: bool) -> dict[str, Any]:
     dtype = settings.weight_dtype(trains_adapter)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": settings.trust_remote_code}
     if settings.quantize:
@@ -138,10 +195,10 @@ def load_causal_lm(name: str, settings: ModelSettings, *, trains_adapter: bool) 
         )
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(_why_not_loaded(name, error)) from error
+    return options
+
+
+def _keep_precision(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On such CPUs bitsandbytes repacks 4-bit weights, for good and with less precision, as soon as it sees
@@ -152,11 +209,17 @@ def load_causal_lm(name: str, settings: ModelSettings, *, trains_adapter: bool) 
 
 def load_by_name(name: str, settings: ModelSettings) -> nn.Module:
     folder = Path(name)
+    load_base = load_reward_model if settings.rewards else load_causal_lm
     if not (folder / "adapter_config.json").is_file():
-        return load_causal_lm(name, settings, trains_adapter=settings.adapter is not None)
+        return load_base(name, settings, trains_adapter=settings.adapter is not None)
     if isinstance(settings.adapter, LoraConfig) or settings.lora:
         raise UsageError(f"{name} brings an adapter of its own, which is trained further: leave its settings out.")
-    base = load_causal_lm(base_of(folder), settings, trains_adapter=True)
+    scores = json.loads((folder / "adapter_config.json").read_text()).get("task_type") == "SEQ_CLS"
+    if settings.rewards and not scores:
+        raise ModelError(adapter_of_another_kind(name))
+    if scores and not settings.rewards:
+        raise ModelError(f"{name} is the adapter of a reward model, and no language model: give its base instead.")
+    base = load_base(base_of(folder), settings, trains_adapter=True)
     return PeftModel.from_pretrained(base, name, is_trainable=True)
 
 
@@ -167,11 +230,11 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def _why_not_loaded(name: str, error: Exception) -> str:
+def _why_not_loaded(name: str, error: Exception, what: str = "causal language model") -> str:
     folder = Path(name)
     if folder.is_dir():
         reason = str(error).strip().splitlines()[0]
-        return f"{name} is a folder, but not a causal language model that transformers can load: {reason}"
+        return f"{name} is a folder, but not a {what} that transformers can load: {reason}"
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path:
         return f"model {name!r} does not exist: there is no such folder."

@@ -18,8 +18,8 @@ class RewardRegression(Objective[Ranked]):
 
     s is the rating of an answer. ``"rating"`` is a mean over answers, of which a prompt may have one or many; its
     minimiser is the mean rating E[s | x, y], on the scale of the ratings. ``"difference"`` looks at two answers of a
-    prompt at a time, a mean over the pairs of a prompt and then over prompts; it is blind to a constant for each prompt,
-    and a prompt with one answer contributes 0.
+    prompt at a time, a mean over the pairs of a prompt and then over prompts; it is blind to a constant for each
+    prompt, and a prompt with one answer contributes 0.
 
     The form is that of published code; the equation of the paper could not be confirmed. Ratings are taken as they are:
     bring the scales of different sources together before.
