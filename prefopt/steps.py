@@ -43,6 +43,8 @@ class StepScorer:
     def completions(self, model: nn.Module, batch: Mapping[str, Any]) -> Completions:
         """All rows of a micro-batch in layout order."""
         layout, needs = _layout(batch), self.objective.needs
+        if needs.rewards:
+            return Completions.of_rewards(rewards_of(model, batch), lengths_of(batch["completion_mask"]))
         reference = self._reference_rows(model, batch, layout) if "kl" in needs.statistics else None
         values = score(model, batch, layout, statistics=needs.statistics, reference=reference)
         if "ref_logps" in batch:
@@ -99,3 +101,8 @@ class StepScorer:
 
 def _layout(rows: Mapping[str, Tensor]) -> Layout:
     return Layout.of(rows["input_ids"], rows["completion_mask"])
+
+
+def rewards_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """r(x, y) of every row, [R]: the reward model's own output, at the last token before the padding."""
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, 0]

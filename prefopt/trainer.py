@@ -22,7 +22,15 @@ from prefopt.console import say
 from prefopt.data import DataSettings, Encoder, StepSampler, TokenizedDataset, prepare_dataset
 from prefopt.errors import UsageError
 from prefopt.metrics import Means
-from prefopt.models import ModelSettings, Reference, load_policy, load_tokenizer, make_reference, save_policy
+from prefopt.models import (
+    ModelSettings,
+    Reference,
+    load_policy,
+    load_tokenizer,
+    make_reference,
+    save_policy,
+    settle_padding,
+)
 from prefopt.models.adapters import is_adapter_model
 from prefopt.models.export import RUN_FILE
 from prefopt.objective import Objective, State
@@ -101,7 +109,12 @@ class Trainer(transformers.Trainer):
         self.algorithm = get_algorithm(algorithm) if isinstance(algorithm, (str, Objective)) else algorithm
         self.objective: Objective = self.algorithm.objective
         self._check_assembly(reference, reward, generation)
-        settings = ModelSettings(adapter=adapter, lora=dict(lora or {}), trust_remote_code=trust_remote_code)
+        settings = ModelSettings(
+            adapter=adapter,
+            lora=dict(lora or {}),
+            trust_remote_code=trust_remote_code,
+            rewards=self.objective.needs.rewards,
+        )
         arrived_with_adapter = _brings_adapter(model)
         trains_adapter = adapter is not None or arrived_with_adapter
         self._adapter_kind = ("qlora" if settings.quantize else "lora") if trains_adapter else None
@@ -113,6 +126,10 @@ class Trainer(transformers.Trainer):
         set_seed(args.seed)
         policy = load_policy(model, settings)
         tokenizer = processing_class or load_tokenizer(model, trust_remote_code=trust_remote_code)
+        if self.objective.needs.rewards:
+            tokenizer, lines = settle_padding(policy, tokenizer)
+            for line in lines:
+                say(f"{self.algorithm.name}: {line}")
         self.data_settings = DataSettings.of(data)
         self._mismatched = "mismatched" in self.objective.needs.observes
         self._pad_token_id = tokenizer.pad_token_id
@@ -429,7 +446,9 @@ class Trainer(transformers.Trainer):
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "algorithm": self.algorithm.name,
+            "role": "reward model" if self.objective.needs.rewards else "policy",
             "hyperparameters": self.algorithm.hyperparameters,
+            "template_args": dict(self.data_settings.template_args),
             "adapter": self._adapter_kind,
             "data": self.train_dataset.audit.lines() if self.train_dataset is not None else [],
             "step": self.state.global_step,

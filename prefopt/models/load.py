@@ -23,7 +23,14 @@ from transformers.utils import logging
 
 from prefopt.errors import ModelError, UsageError
 from prefopt.models.adapters import is_adapter_model
-from prefopt.models.reward_head import HEAD, adapter_of_another_kind, check_labels, is_classifier, to_reward_model
+from prefopt.models.reward_head import (
+    HEAD,
+    adapter_of_another_kind,
+    check_labels,
+    head_of,
+    is_classifier,
+    to_reward_model,
+)
 
 ADAPTER_KINDS = (None, "lora", "qlora")
 
@@ -220,7 +227,10 @@ def load_by_name(name: str, settings: ModelSettings) -> nn.Module:
     if scores and not settings.rewards:
         raise ModelError(f"{name} is the adapter of a reward model, and no language model: give its base instead.")
     base = load_base(base_of(folder), settings, trains_adapter=True)
-    return PeftModel.from_pretrained(base, name, is_trainable=True)
+    model = PeftModel.from_pretrained(base, name, is_trainable=True)
+    if settings.rewards:
+        head_of(model).fresh = False
+    return model
 
 
 def base_of(folder: Path) -> str:

@@ -89,7 +89,11 @@ def adapter_of_another_kind(name: str) -> str:
 
 def head_of(model: nn.Module) -> RewardHead:
     """The reward head of a model; the one that is trained, where an adapter brings its own."""
-    return [module for module in model.modules() if isinstance(module, RewardHead)][-1]
+    return _heads(model)[-1]
+
+
+def _heads(model: nn.Module) -> list[RewardHead]:
+    return [module for module in model.modules() if isinstance(module, RewardHead)]
 
 
 def _around(model: PreTrainedModel) -> PreTrainedModel:
@@ -142,13 +146,14 @@ def settle_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tupl
     token; else another special token made for padding, or the unknown token.
 
     Returns:
-        The tokenizer (a copy, where its padding had to change), and lines about it to show to the user.
+        The tokenizer (a copy, where its padding had to change), and lines to show to the user, about a fresh head too.
     """
     config, size = model.config, model.get_input_embeddings().weight.shape[0]
     known = config.get_text_config().pad_token_id
-    keeps = known is not None and 0 <= known < size and not head_of(model).fresh
-    pad = known if keeps else _padding(tokenizer, size)
-    lines = []
+    # Under an adapter it is the base that knows, or the tokenizer that was saved with the adapter.
+    trained_before = not _heads(model)[0].fresh
+    pad = known if trained_before and known is not None and 0 <= known < size else _padding(tokenizer, size)
+    lines = [_FRESH.format(model.config.model_type)] if head_of(model).fresh else []
     if pad == tokenizer.eos_token_id:
         lines.append(
             f"padding is {tokenizer.eos_token!r}, the end-of-sequence token (the tokenizer has no other that could "
@@ -160,6 +165,9 @@ def settle_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tupl
         lines.append(f"padding is {tokenizer.pad_token!r}, so that the score can be read at the end of a completion")
     config.pad_token_id = config.get_text_config().pad_token_id = pad
     return tokenizer, lines
+
+
+_FRESH = "this {} is a language model: it gets a reward head, drawn at random"
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase, size: int) -> int:
