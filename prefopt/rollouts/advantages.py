@@ -72,9 +72,11 @@ def whiten(
         eps: keeps equal values finite.
     """
     everyone = values if everyone is None else everyone
-    mean, std = everyone.mean(), everyone.std(unbiased=False)
-    white = (values - mean) / (std + eps)
-    return white if shift_mean else white + mean
+    # Relative to one of them, or the mean of equal values would be rounded, and ε is smaller than that.
+    offset = everyone[:1].sum()
+    mean, std = (everyone - offset).mean(), (everyone - offset).std(unbiased=False)
+    white = (values - offset - mean) / (std + eps)
+    return white if shift_mean else white + offset + mean
 
 
 def relative_to_group(
@@ -92,18 +94,32 @@ def relative_to_group(
         scale: ``"sample"`` (Bessel-corrected) or ``"population"`` standard deviation, or ``"none"`` (Dr. GRPO).
         eps: keeps groups of equal rewards finite; they get 0, as does a completion alone in its group.
     """
-    same = (group[:, None] == group[None, :]).to(rewards.dtype)
-    size = same.sum(dim=1)
-    centred = rewards - same @ rewards / size
+    same = group[:, None] == group[None, :]
+    size, rewards = same.sum(dim=1), _below_the_best(rewards, same)
+    centred = rewards - _sum(rewards, same) / size
     if scale == "none":
         return centred
-    squares = same @ centred**2 / (size if scale == "population" else (size - 1).clamp(min=1))
+    squares = _sum(centred**2, same) / (size if scale == "population" else (size - 1).clamp(min=1))
     return centred / (squares.sqrt() + eps)
 
 
 def leave_one_out(rewards: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """RLOO's advantages: r_i minus the mean of the others in its group (arXiv 2402.14740); 0 for one that is alone."""
-    same = (group[:, None] == group[None, :]).to(rewards.dtype)
-    size = same.sum(dim=1)
-    others = (same @ rewards - rewards) / (size - 1).clamp(min=1)
+    same = group[:, None] == group[None, :]
+    size, rewards = same.sum(dim=1), _below_the_best(rewards, same)
+    others = (_sum(rewards, same) - rewards) / (size - 1).clamp(min=1)
     return torch.where(size > 1, rewards - others, 0.0)
+
+
+def _below_the_best(rewards: Float[Tensor, " n"], same: Bool[Tensor, " n n"]) -> Float[Tensor, " n"]:
+    """Rewards minus the greatest of their group, so that equal ones are exactly 0.
+
+    The mean of equal rewards is rounded, and that error divided by a standard deviation made of nothing else would be
+    an advantage.
+    """
+    return rewards - torch.where(same, rewards[None, :], -torch.inf).amax(dim=1)
+
+
+def _sum(values: Float[Tensor, " n"], same: Bool[Tensor, " n n"]) -> Float[Tensor, " n"]:
+    """Σ over the group of each row. Not a matrix product, which may run in TF32."""
+    return torch.where(same, values[None, :], 0.0).sum(dim=1)
