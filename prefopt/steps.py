@@ -10,7 +10,7 @@ from prefopt.batches import Batch, Completions, Labelled
 from prefopt.errors import UsageError
 from prefopt.models import Reference
 from prefopt.objective import Objective
-from prefopt.scoring import Layout, Rows, lengths_of, rows_of, score, to_completions
+from prefopt.scoring import Layout, Rows, lengths_of, pad_tokens, rows_of, score, to_completions
 
 MicroBatch = dict[str, Any]
 
@@ -21,9 +21,18 @@ class StepScorer:
     Args:
         objective: decides what is scored and into which container it goes.
         reference: the reference model; None where the objective needs none.
+        temperature: at which completions were sampled that the objective compares with their sampling law.
+        value_head: of a critic on the policy's own hidden states.
     """
 
-    def __init__(self, objective: Objective, reference: Reference | None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        reference: Reference | None,
+        *,
+        temperature: float = 1.0,
+        value_head: nn.Module | None = None,
+    ) -> None:
         needs = objective.needs
         if "mismatched" in needs.observes and needs.batch is not Labelled:
             raise UsageError(
@@ -32,34 +41,52 @@ class StepScorer:
             )
         self.objective = objective
         self.reference = reference
+        self.temperature = temperature
+        self.value_head = value_head
 
     def container(self, model: nn.Module, batch: Mapping[str, Any]) -> Batch:
         """The micro-batch, scored by ``model`` (with gradient if enabled), as the objective's container.
 
         Reference log-probs must have been added by `score_reference`.
         """
-        return self.objective.needs.batch.assemble(self.completions(model, batch), batch["extras"])
+        layout, labels = _layout(batch), labels_of(batch)
+        values = self._values(model, batch, layout)
+        if "values" in values:
+            labels["values"] = pad_tokens(layout, values.pop("values"))
+        return self.objective.needs.batch.assemble(self._completions(batch, layout, values), labels)
 
     def completions(self, model: nn.Module, batch: Mapping[str, Any]) -> Completions:
         """All rows of a micro-batch in layout order."""
-        layout, needs = _layout(batch), self.objective.needs
+        layout = _layout(batch)
+        return self._completions(batch, layout, self._values(model, batch, layout))
+
+    def _values(self, model: nn.Module, batch: Mapping[str, Any], layout: Layout) -> dict[str, Tensor]:
+        """What is scored, flat; of a reward model one number a row."""
+        needs = self.objective.needs
         if needs.rewards:
-            return Completions.of_rewards(rewards_of(model, batch), lengths_of(batch["completion_mask"]))
+            return {"rewards": rewards_of(model, batch)}
         reference = self._reference_rows(model, batch, layout) if "kl" in needs.statistics else None
-        values = score(model, batch, layout, statistics=needs.statistics, reference=reference)
-        if "ref_logps" in batch:
+        head = self.value_head if needs.values else None
+        options = {"statistics": needs.statistics, "reference": reference, "value_head": head}
+        values = score(model, batch, layout, temperature=self.temperature, **options)
+        if needs.reference:
             values["ref_logps"] = batch["ref_logps"]
-        return to_completions(layout, values, tokens=needs.tokens)
+        return values
+
+    def _completions(self, batch: Mapping[str, Any], layout: Layout, values: dict[str, Tensor]) -> Completions:
+        if "rewards" in values:
+            return Completions.of_rewards(values["rewards"], lengths_of(batch["completion_mask"]))
+        return to_completions(layout, values, tokens=self.objective.needs.tokens)
 
     @torch.no_grad()
     def score_reference(self, policy: nn.Module, batch: MicroBatch) -> None:
-        """Add the reference's per-token log-probs of the batch, and of its mismatched rows, to it."""
-        if self.reference is None:
+        """Add the reference's per-token log-probs of the batch, and of its mismatched rows, where they are missing."""
+        missing = [rows for rows in (batch, batch.get("mismatched")) if rows is not None and "ref_logps" not in rows]
+        if not self.objective.needs.reference or not missing:
             return
         with self.reference.activated(policy) as reference:
-            for rows in (batch, batch.get("mismatched")):
-                if rows is not None:
-                    rows["ref_logps"] = score(reference, rows, _layout(rows))["logps"]
+            for rows in missing:
+                rows["ref_logps"] = score(reference, rows, _layout(rows), temperature=self.temperature)["logps"]
 
     @torch.no_grad()
     def observe(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
@@ -72,7 +99,7 @@ class StepScorer:
             rows = Completions.unscored(lengths_of(batch["completion_mask"]))
         else:
             rows = self.completions(model, batch)
-        container = self.objective.needs.batch.assemble(rows, batch["extras"])
+        container = self.objective.needs.batch.assemble(rows, labels_of(batch))
         if "mismatched" in observes:
             mismatched = self.completions(model, batch["mismatched"])
             container = Labelled(completions=rows, desirable=container.desirable, mismatched=mismatched)
@@ -81,12 +108,13 @@ class StepScorer:
     def counts(self, batch: MicroBatch) -> Mapping[str, int]:
         """The units of the micro-batch, before any scoring."""
         rows = Completions.unscored(lengths_of(batch["completion_mask"]))
-        return self.objective.counts(self.objective.needs.batch.assemble(rows, batch["extras"]))
+        return self.objective.counts(self.objective.needs.batch.assemble(rows, labels_of(batch)))
 
     @torch.no_grad()
     def gap(self, model: nn.Module, batch: MicroBatch) -> float:
         """The largest difference between policy and reference, in nats per token."""
-        return (score(model, batch, _layout(batch))["logps"] - batch["ref_logps"]).abs().max().item()
+        own = score(model, batch, _layout(batch), temperature=self.temperature)["logps"]
+        return (own - batch["ref_logps"]).abs().max().item()
 
     @torch.no_grad()
     def _reference_rows(self, model: nn.Module, batch: Mapping[str, Any], layout: Layout) -> Rows:
@@ -101,6 +129,13 @@ class StepScorer:
 
 def _layout(rows: Mapping[str, Tensor]) -> Layout:
     return Layout.of(rows["input_ids"], rows["completion_mask"])
+
+
+def labels_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The labels of a micro-batch; per-token ones as rows, padded like its completions."""
+    layout = _layout(batch)
+    by_token = {name: pad_tokens(layout, values) for name, values in batch.get("tokens", {}).items()}
+    return {**batch["extras"], **by_token}
 
 
 def rewards_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -19,7 +19,7 @@ from prefopt import __version__
 from prefopt.arguments import training_arguments
 from prefopt.catalogue import Algorithm, get_algorithm
 from prefopt.console import say
-from prefopt.data import DataSettings, Encoder, StepSampler, TokenizedDataset, prepare_dataset
+from prefopt.data import DataSettings, StepSampler, TokenizedDataset, prepare_dataset
 from prefopt.errors import UsageError
 from prefopt.metrics import Means
 from prefopt.models import (
@@ -34,8 +34,9 @@ from prefopt.models import (
 from prefopt.models.adapters import is_adapter_model
 from prefopt.models.export import RUN_FILE
 from prefopt.objective import Objective, State
+from prefopt.online import OnlineRun
 from prefopt.reduction import global_counts, step_loss
-from prefopt.rollouts import GenerationSettings, RolloutLoader, TransformersGenerator, make_reward
+from prefopt.rollouts import GenerationSettings
 from prefopt.steps import StepScorer
 
 STATE_FILE = "objective_state.safetensors"
@@ -83,9 +84,10 @@ class Trainer(transformers.Trainer):
 
     Of ``transformers.Trainer`` it overrides `get_train_dataloader` and `get_eval_dataloader` (batches that are the
     same on any number of processes, or sampled on demand), `get_batch_samples` (where *prepare* sees all
-    micro-batches of a step), `compute_loss`, `evaluation_loop` (sums and counts, not means of batch means), `log`
-    (adds the metrics), `train` (restores the objective's state) and `_save` (adapters without reference copies, JSON
-    instead of a pickle).
+    micro-batches of a step), `compute_loss`, `training_step`, `create_optimizer` and `_clip_grad_norm` (a critic
+    beside the policy), `evaluation_loop` (sums and counts, not means of batch means), `log` (adds the metrics),
+    `train` (restores the objective's state), `_save_rng_state` and `_load_rng_state` (rollouts in checkpoints) and
+    `_save` (adapters without those of other roles, JSON instead of a pickle).
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Trainer(transformers.Trainer):
         self.algorithm = get_algorithm(algorithm) if isinstance(algorithm, (str, Objective)) else algorithm
         self.objective: Objective = self.algorithm.objective
         self._check_assembly(reference, reward, generation)
+        self.online: OnlineRun | None = None
         settings = ModelSettings(
             adapter=adapter,
             lora=dict(lora or {}),
@@ -134,22 +137,34 @@ class Trainer(transformers.Trainer):
         self._mismatched = "mismatched" in self.objective.needs.observes
         self._pad_token_id = tokenizer.pad_token_id
         self.reference: Reference | None = None
-        if self.objective.needs.reference:
+        if self.algorithm.needs_reference:
             self.reference = make_reference(
-                policy, reference, arrived_with_adapter=arrived_with_adapter, settings=settings
+                policy,
+                reference,
+                arrived_with_adapter=arrived_with_adapter,
+                settings=settings,
+                renewable=self.algorithm.plan.renew_reference,
             )
             say(f"{self.algorithm.name}: the reference is {self.reference.description}.")
-        self.scorer = StepScorer(self.objective, self.reference)
-        self._check_start = self.reference is not None and reference is None
         if self.algorithm.online:
-            # What was sampled cannot be skipped over: a resumed run samples anew.
+            # A resumed run goes on with the rollout in its checkpoint; there is nothing to skip over.
             args.ignore_data_skip = True
-            self.generation = GenerationSettings.of(generation)
-            self.reward = make_reward(reward)
-            self.generator = TransformersGenerator(tokenizer, Encoder(tokenizer, self.data_settings).stop_ids())
+            self.online = OnlineRun(
+                self.algorithm,
+                policy,
+                tokenizer,
+                reference=self.reference,
+                reward=reward,
+                generation=generation,
+                data=self.data_settings,
+            )
+            self.objective = self.online.objective
+        self.scorer = self._step_scorer()
+        self._check_start = self.objective.needs.reference and reference is None
         self.objective_state: State = self.objective.init_state()
         self._pending_state: State = self.objective_state
         self._means = Means()
+        self._moved: list[Tensor] = []
         super().__init__(
             model=policy,
             args=args,
@@ -163,6 +178,10 @@ class Trainer(transformers.Trainer):
             data_collator=_identity,
             callbacks=[_Commit(self), *callbacks],
         )
+        if self.online is not None:
+            self.loaders = self.online.loaders(
+                lambda: self.policy, args, self.accelerator, lambda values: self._means.add(values)
+            )
         # Every share of a step's loss is divided by global denominators already.
         self.loss_is_scaled_for_ga = True
         self._check_batches()
@@ -170,14 +189,16 @@ class Trainer(transformers.Trainer):
     # ---- assembly ----------------------------------------------------------------------------------------------
 
     def _check_assembly(self, reference: Any, reward: Any, generation: Any) -> None:
-        name, needs = self.algorithm.name, self.objective.needs
-        if reference is not None and not needs.reference:
+        name = self.algorithm.name
+        if reference is not None and not self.algorithm.needs_reference:
             raise UsageError(f"{name} uses no reference model: leave reference= out.")
         if self.algorithm.online and reward is None:
             raise UsageError(f"{name} needs a reward: pass reward=, a function (or --reward FILE.py:NAME).")
         if not self.algorithm.online and (reward is not None or generation is not None):
             which = "reward" if reward is not None else "generation"
             raise UsageError(f"{name} trains on a dataset and samples nothing: leave {which}= out.")
+        if reference is not None and self.algorithm.plan.renew_reference:
+            raise UsageError(f"{name} makes the policy its own reference, round by round: leave reference= out.")
 
     def _prepare_data(
         self, source: Any, policy: nn.Module, tokenizer: Any, args: TrainingArguments, which: str
@@ -230,6 +251,14 @@ class Trainer(transformers.Trainer):
                     "gradient_accumulation_steps=1 and a larger per_device_train_batch_size."
                 )
 
+    def _step_scorer(self) -> StepScorer:
+        if self.online is None:
+            return StepScorer(self.objective, self.reference)
+        # Completions that are learned from as they are do not care how they were sampled.
+        temperature = self.online.settings.temperature if self.algorithm.uses_ratio else 1.0
+        head = self.online.critic.head if self.objective.needs.values else None
+        return StepScorer(self.objective, self.reference, temperature=temperature, value_head=head)
+
     @property
     def policy(self) -> nn.Module:
         """The model that is trained, without the wrappers of parallel training."""
@@ -241,11 +270,15 @@ class Trainer(transformers.Trainer):
         """Batches in an order that depends on the seed and the epoch, not on the number of processes."""
         if self.train_dataset is None:
             raise UsageError("training needs a dataset: pass train_dataset=.")
+        if self.online is not None:
+            return self.loaders.train(self.train_dataset, self._seed)
         return self._loader(self.train_dataset, self._train_batch_size, shuffle=True)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Batches in the order of the dataset; an online run samples them with a fixed seed."""
         dataset = self._eval_dataset(eval_dataset)
+        if self.online is not None:
+            return self.loaders.evaluation(dataset, self._seed)
         return self._loader(dataset, self.args.eval_batch_size, shuffle=False)
 
     def _eval_dataset(self, eval_dataset: Any) -> TokenizedDataset:
@@ -259,41 +292,31 @@ class Trainer(transformers.Trainer):
 
     def _loader(self, dataset: TokenizedDataset, batch_size: int, *, shuffle: bool) -> Any:
         args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
         sampler = StepSampler(
             len(dataset),
             batch_size,
             world=args.world_size,
             rank=args.process_index,
-            seed=seed,
+            seed=self._seed,
             shuffle=shuffle,
             stratify=dataset.labels if shuffle else None,
             min_rows=min(2 if self._mismatched or self.objective.needs.coupled else 1, batch_size * args.world_size),
         )
-        workers = 0 if self.algorithm.online else args.dataloader_num_workers
-        loader = _StepLoader(
+        return _StepLoader(
             dataset,
             batch_sampler=sampler,
             # Of its own, or starting a loader (to evaluate, for one) would draw from the global random numbers.
-            generator=torch.Generator().manual_seed(seed),
-            collate_fn=_identity if self.algorithm.online else dataset.collate,
-            num_workers=workers,
-            pin_memory=args.dataloader_pin_memory and not self.algorithm.online and torch.cuda.is_available(),
-            persistent_workers=workers > 0 and args.dataloader_persistent_workers,
+            generator=torch.Generator().manual_seed(self._seed),
+            collate_fn=dataset.collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=args.dataloader_num_workers > 0 and args.dataloader_persistent_workers,
         )
-        if not self.algorithm.online:
-            return loader
-        return RolloutLoader(
-            loader,
-            model=lambda: self.policy,
-            generator=self.generator,
-            settings=self.generation,
-            reward=self.reward,
-            selection=self.algorithm.selection,
-            pad_token_id=self._pad_token_id,
-            record=lambda values: self._means.add(values),
-            seed=None if shuffle else seed,
-        )
+
+    @property
+    def _seed(self) -> int:
+        """Of the order of the data, and of what is sampled."""
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     # ---- a step: prepare, then losses --------------------------------------------------------------------------
 
@@ -330,7 +353,74 @@ class Trainer(transformers.Trainer):
         """This micro-batch's share of the loss of its step."""
         loss = self.objective(self.scorer.container(model, inputs), num_items_in_batch.state)
         self._means.add(loss.metrics)
+        self._watch_policy(loss.metrics)
         return step_loss(loss, num_items_in_batch.denominators, self.accelerator.num_processes)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Step | None = None) -> Tensor:
+        """Forward and backward of the policy; then those of a critic of its own, one role after the other."""
+        share = super().training_step(model, inputs, num_items_in_batch)
+        critic = self.online.separate_critic if self.online is not None else None
+        if critic is None:
+            return share
+        with critic.activated(self.policy) as body:
+            with self.compute_loss_context_manager():
+                loss = self.online.value_loss(body, inputs)
+                # Its gradients are averaged here, not by the wrapper of parallel training.
+                value = self.algorithm.critic.vf_coef * step_loss(loss, num_items_in_batch.denominators)
+            self.accelerator.backward(value)
+        self._means.add(loss.metrics)
+        if self.accelerator.sync_gradients and self.args.world_size > 1:
+            for weight in critic.parameters(self.policy):
+                if weight.grad is not None:
+                    weight.grad = self.accelerator.reduce(weight.grad, "sum")
+        return share
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip the policy's gradients, and those of a critic of its own by themselves."""
+        critic = self.online.separate_critic if self.online is not None else None
+        if critic is None:
+            return super()._clip_grad_norm(model)
+        own = critic.parameters(self.policy)
+        mine = {id(weight) for weight in own}
+        rest = [weight for weight in model.parameters() if id(weight) not in mine]
+        norm = self.accelerator.clip_grad_norm_(rest, self.args.max_grad_norm)
+        nn.utils.clip_grad_norm_(own, self.args.max_grad_norm)
+        return norm
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of transformers, with the critic's weights in it."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and self.online is not None and self.online.critic is not None:
+            self.online.add_to(optimizer, self.policy, self.args.learning_rate)
+        return optimizer
+
+    def _watch_policy(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add up how far the policy has moved from the one that sampled, where a limit is set."""
+        if self.online is None or self.algorithm.plan.target_kl == 0:
+            return
+        for name, values in metrics.items():
+            if name.endswith("policy/approx_kl"):
+                self._moved.append(
+                    torch.stack([values.double().sum(), torch.tensor(float(len(values))).to(values.device)])
+                )
+
+    def _end_of_step(self) -> None:
+        """After an optimizer step: remember the objective's state, and let the rollout go if the policy left it."""
+        self.objective_state = self._pending_state
+        if self.online is None:
+            return
+        if self.online.critic is not None:
+            for weight in self.online.critic.parameters(self.policy):
+                weight.grad = None
+        loader = self.online.loader
+        # After a resume transformers counts from the beginning of the epoch again.
+        self.state.epoch = loader.given / len(loader)
+        if self._moved:
+            total, tokens = self.accelerator.reduce(torch.stack(self._moved).sum(dim=0), "sum").tolist()
+            self._moved = []
+            if total / max(tokens, 1.0) > self.algorithm.plan.target_kl:
+                loader.leave()
 
     def _gather(self, observed: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Concatenate observations over micro-batches and ranks, on this rank's device."""
@@ -371,7 +461,7 @@ class Trainer(transformers.Trainer):
         sums: dict[str, tuple[Tensor, str, float]] = {}
         counts = []
         with torch.no_grad(), self.accelerator.autocast():
-            batches = [batch for batch in dataloader] if self.algorithm.online else dataloader
+            batches = list(dataloader) if self.algorithm.online else dataloader
             state = self._evaluation_state(batches)
             for batch in batches:
                 batch = self._prepare_inputs(batch)
@@ -428,6 +518,18 @@ class Trainer(transformers.Trainer):
             self._check_start = False
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **options)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Called on every process for every checkpoint: beside random numbers, keep the rollout and its roles."""
+        super()._save_rng_state(output_dir)
+        if self.online is not None:
+            self.online.save(Path(output_dir), self.policy, main=self.args.should_save)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called where a resumed run begins: go on with the rollout of the checkpoint."""
+        super()._load_rng_state(checkpoint)
+        if self.online is not None and checkpoint is not None:
+            self.online.load(Path(checkpoint), self.policy)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         if not self.args.should_save:
@@ -457,13 +559,13 @@ class Trainer(transformers.Trainer):
 
 
 class _Commit(TrainerCallback):
-    """Makes the state that a step prepared the remembered one, once its optimizer step is done."""
+    """Tells the trainer that an optimizer step is done."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.trainer.objective_state = self.trainer._pending_state
+        self.trainer._end_of_step()
 
 
 class _StepLoader(DataLoader):

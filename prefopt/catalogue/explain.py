@@ -5,7 +5,8 @@ import inspect
 from typing import Any, NamedTuple
 
 from prefopt import registry
-from prefopt.catalogue.algorithms import ONLINE, Algorithm, algorithms, get_algorithm
+from prefopt.catalogue.algorithms import Algorithm, algorithms, get_algorithm
+from prefopt.catalogue.online import online_algorithms
 from prefopt.objective import About
 
 
@@ -35,9 +36,10 @@ def listing(width: int = 80) -> list[str]:
 
 
 def _row(name: str) -> Row:
-    if name in ONLINE:
-        about = ONLINE[name].about
-        return Row(name, "prompts+reward", "no", about.arxiv or "-", about.title)
+    if name in online_algorithms():
+        algorithm = get_algorithm(name)
+        reference = "yes" if algorithm.needs_reference else "no"
+        return Row(name, "prompts+reward", reference, algorithm.about.arxiv or "-", algorithm.about.title)
     entry = registry.lookup(name)
     needs, about = entry.cls.needs, entry.cls.about
     return Row(name, needs.batch.kind, "yes" if needs.reference else "no", about.arxiv or "-", about.title)
@@ -50,29 +52,40 @@ def explain(name: str) -> str:
         UsageError: an unknown or ambiguous name.
     """
     algorithm = get_algorithm(name)
-    about, needs = algorithm.about, algorithm.objective.needs
+    about = algorithm.about
     lines = [f"{algorithm.name}: {about.title}{_source(about)}", "", f"  loss       {about.formula}"]
     lines.append(f"  data       {_data(algorithm)}")
-    lines.append(f"  reference  {'needed' if needs.reference else 'not needed'}")
+    lines.append(f"  reference  {'needed' if algorithm.needs_reference else 'not needed'}")
     if about.use:
         lines.append(f"  use        {about.use}")
-    also = [alias for alias, target in registry.ALIASES.items() if target == algorithm.name]
+    online = online_algorithms().get(algorithm.name)
+    also = [alias for alias, target in registry.ALIASES.items() if target == algorithm.name and not online]
+    also += online.aliases if online else ()
     if also:
         lines.append(f"  also       {', '.join(also)}")
     if algorithm.parts:
         lines.append(f"  parts      {', '.join(dict.fromkeys(algorithm.parts))}: `prefopt explain` each")
-    elif not algorithm.online:
-        lines += [f"  evidence   {line}" for line in _evidence(algorithm.name)]
+    else:
+        lines += [f"  evidence   {line}" for line in _evidence(algorithm.objective.name)]
     recipe = algorithm.recipe
     lines.append(f"  rate       {recipe.full:g} for a full fine-tune, {recipe.adapter:g} for LoRA and QLoRA")
-    fields = dataclasses.fields(algorithm.selection if algorithm.online else algorithm.objective)
     if algorithm.parts:
         return "\n".join([*lines, "", "  hyperparameters stand in brackets after the part that has them"])
-    lines += ["", "  hyperparameters" if fields else "  no hyperparameters"]
-    values = algorithm.hyperparameters
-    lines += [f"    {f.name} = {values[f.name]!r}{_bounds(f)}: {f.metadata.get('help', '')}" for f in fields]
-    text = inspect.getdoc(type(algorithm.selection) if algorithm.online else type(algorithm.objective))
-    return "\n".join([*lines, "", text or ""])
+    lines += ["", *_hyperparameters(algorithm)]
+    texts = [inspect.getdoc(type(one)) or "" for one in (algorithm.source, algorithm.objective) if one is not None]
+    return "\n".join([*lines, "", "\n\n".join(texts)])
+
+
+def _hyperparameters(algorithm: Algorithm) -> list[str]:
+    found = [(field, getattr(one, field.name)) for one in algorithm.settings for field in dataclasses.fields(one)]
+    if not found:
+        return ["  no hyperparameters"]
+    lines = [
+        f"    {field.name} = {value!r}{_bounds(field)}: {field.metadata.get('help', '')}" for field, value in found
+    ]
+    if algorithm.name == "online":
+        lines.insert(0, "    objective = 'dpo': the pairwise loss, with its hyperparameters in brackets or beside it")
+    return ["  hyperparameters", *lines]
 
 
 def _evidence(name: str) -> list[str]:

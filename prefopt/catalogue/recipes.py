@@ -91,7 +91,11 @@ _RECIPES = {
     **dict.fromkeys(("rrhf", "pro"), _recipe(8e-6)),
     # Imitation.
     "sft": _recipe(2e-5),
-    "rejection_sampling": _recipe(2e-5, batch=16),
+    **dict.fromkeys(("rejection_sampling", "rest_em"), _recipe(2e-5, batch=16)),
+    # Sampled by the policy itself: a batch counts prompts, of which each has several completions.
+    **dict.fromkeys(("ppo", "rloo", "reinforce", "reinforce_pp", "nash_md"), _recipe(1e-6, batch=16)),
+    **dict.fromkeys(("grpo", "dr_grpo", "dapo", "gspo", "cispo"), _recipe(1e-6, batch=16)),
+    **dict.fromkeys(("online", "online_dpo", "online_ipo", "iterative_dpo", "xpo", "rso"), _recipe(1e-6, batch=16)),
 }
 # Examples of a batch whose losses depend on each other.
 _COUPLED = 16

@@ -26,8 +26,9 @@ def collate(examples: Sequence[TokenizedExample], pad_token_id: int = 0) -> dict
         Bool[R, T] (True where ``input_ids[r, t]`` is a token of the completion that counts), and ``extras``: ``ids``
         Long[n] and whichever of ``desirable`` Bool[n], ``preference``, ``chosen_score``, ``rejected_score`` Float[n]
         every example has; of groups ``group`` Long[R] (from 0), ``ranks`` Long[R] and, where every example has them,
-        ``scores`` Float[R]. With partners also ``mismatched``: the first three again, Long or Bool[n, T'], for each
-        prompt followed by the completion of its partner.
+        ``scores`` Float[R]. Of sampled completions ``tokens``: per-token values, flat over the K completion tokens in
+        row order, and ``ref_logps`` Float[K] where the reference has been scored. With partners also ``mismatched``:
+        the first three again, Long or Bool[n, T'], for each prompt followed by the completion of its partner.
 
     Raises:
         UsageError: no examples, or examples of several kinds.
@@ -45,7 +46,7 @@ def collate(examples: Sequence[TokenizedExample], pad_token_id: int = 0) -> dict
         nothing = np.empty(0, dtype=np.int32)
         rows = [_row(each, nothing, nothing.astype(bool)) for each in examples]
     extras = {**_extras(examples), **(_group_extras(examples) if shape == RANKED else {})}
-    batch: dict[str, Any] = {**_pad(rows, pad_token_id), "extras": extras}
+    batch: dict[str, Any] = {**_pad(rows, pad_token_id), "extras": extras, **_token_values(examples)}
     if all(each.mismatched is not None for each in examples):
         batch["mismatched"] = _pad([_row(each, *each.mismatched) for each in examples], pad_token_id)
     return batch
@@ -75,11 +76,21 @@ def _pad(rows: Sequence[tuple[np.ndarray, np.ndarray]], pad_token_id: int) -> di
 
 def _extras(examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
     extras = {"ids": torch.tensor([example.id for example in examples], dtype=torch.long)}
-    for name in ("desirable", "preference", "chosen_score", "rejected_score"):
+    for name in ("desirable", "preference", "chosen_score", "rejected_score", "sampled_by_reference"):
         if all(name in example.labels for example in examples):
-            kind = torch.bool if name == "desirable" else torch.float32
+            kind = torch.bool if name in ("desirable", "sampled_by_reference") else torch.float32
             extras[name] = torch.tensor([example.labels[name] for example in examples], dtype=kind)
     return extras
+
+
+def _token_values(examples: Sequence[TokenizedExample]) -> dict[str, Any]:
+    """Per-token labels, which are arrays, flat in row order; the reference's log-probs where they are looked for."""
+    names = [name for name, value in examples[0].labels.items() if isinstance(value, np.ndarray)]
+    if not names:
+        return {}
+    tokens = {name: torch.from_numpy(np.concatenate([each.labels[name] for each in examples])) for name in names}
+    reference = {"ref_logps": tokens.pop("ref_logps")} if "ref_logps" in tokens else {}
+    return {"tokens": tokens, **reference}
 
 
 def _group_extras(examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:

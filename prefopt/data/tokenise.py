@@ -25,7 +25,8 @@ class TokenizedExample:
         completions: int32 ids of each completion: (chosen, rejected), those of a group, one, or none for a prompt.
         masks: which ids of each completion count; None where all do.
         labels: ``desirable`` (bool), ``preference``, ``chosen_score``, ``rejected_score`` (float), where known; of a
-            group ``ranks`` (one whole number for each completion, 1 is best) and, where known, ``scores`` (floats).
+            group ``ranks`` (one whole number for each completion, 1 is best) and, where known, ``scores`` (floats); of
+            a sampled completion arrays with one float32 for each of its tokens (``old_logps``, ``advantages`` ...).
         source: the example in words.
         mismatched: a completion of another prompt, to be scored after this one, with its mask (KTO).
     """

@@ -9,6 +9,10 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 REFERENCE_ADAPTER = "prefopt_reference"
+CRITIC_ADAPTER = "prefopt_critic"
+REWARD_ADAPTER = "prefopt_reward"
+ROLES = (REFERENCE_ADAPTER, CRITIC_ADAPTER, REWARD_ADAPTER)
+"""Adapters that serve the training of the policy and are no part of it."""
 
 
 def is_adapter_model(model: nn.Module) -> bool:
@@ -25,14 +29,14 @@ def copy_adapter(model: PeftModel, source: str, target: str) -> None:
 
 
 @contextmanager
-def active_adapter(model: PeftModel, name: str) -> Iterator[None]:
-    """Switch to another adapter, frozen, and back.
+def active_adapter(model: PeftModel, name: str, *, trains: bool = False) -> Iterator[None]:
+    """Switch to another adapter, frozen unless it ``trains``, and back.
 
     peft's ``set_adapter`` also decides what requires a gradient: going back makes the former adapter trainable again.
     Do not hold a graph of one adapter across the switch: gradient checkpointing recomputes with the active one.
     """
     before = model.active_adapter
-    model.set_adapter(name, inference_mode=True)
+    model.set_adapter(name, inference_mode=not trains)
     try:
         yield
     finally:
@@ -40,9 +44,9 @@ def active_adapter(model: PeftModel, name: str) -> Iterator[None]:
 
 
 def save_policy(model: nn.Module, folder: str | Path, **options: object) -> None:
-    """Save the policy in the format of transformers or peft, without the frozen copies that serve as references."""
+    """Save the policy in the format of transformers or peft, without the adapters of other roles."""
     if is_adapter_model(model):
-        names = [name for name in model.peft_config if name != REFERENCE_ADAPTER]
+        names = [name for name in model.peft_config if name not in ROLES]
         model.save_pretrained(str(folder), selected_adapters=names, **options)
     else:
         model.save_pretrained(str(folder), **options)

@@ -2,12 +2,14 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from peft import PeftModel
-from torch import nn
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefopt.errors import UsageError
@@ -23,6 +25,22 @@ class Reference(ABC):
     @abstractmethod
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
         """Context manager that yields the model to score the reference with. Only for use without gradient."""
+
+    def renew(self, policy: nn.Module) -> None:
+        """Make the policy as it is now the reference.
+
+        Raises:
+            UsageError: this reference has no weights of its own.
+        """
+        raise UsageError(f"{self.description} cannot be renewed: leave reference= out.")
+
+    def state(self, policy: nn.Module) -> dict[str, Tensor]:
+        """The weights that `renew` changes, for a checkpoint."""
+        return {}
+
+    def load(self, policy: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Take over the weights of `state`; a reference without weights of its own has none."""
+        return
 
 
 class AdapterOff(Reference):
@@ -46,6 +64,17 @@ class AdapterCopy(Reference):
         with active_adapter(policy, REFERENCE_ADAPTER):
             yield policy
 
+    def renew(self, policy: nn.Module) -> None:
+        self.load(policy, get_peft_model_state_dict(policy, adapter_name=policy.active_adapter))
+
+    def state(self, policy: nn.Module) -> dict[str, Tensor]:
+        weights = get_peft_model_state_dict(policy, adapter_name=REFERENCE_ADAPTER)
+        return {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+
+    def load(self, policy: nn.Module, state: Mapping[str, Tensor]) -> None:
+        copies = {name: value.detach().clone() for name, value in state.items()}
+        set_peft_model_state_dict(policy, copies, adapter_name=REFERENCE_ADAPTER)
+
 
 class FrozenModel(Reference):
     """A model of its own."""
@@ -61,6 +90,18 @@ class FrozenModel(Reference):
             self.model.to(device)
         yield self.model
 
+    @torch.no_grad()
+    def renew(self, policy: nn.Module) -> None:
+        self.load(policy, dict(policy.named_parameters()))
+
+    def state(self, policy: nn.Module) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().contiguous() for name, value in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def load(self, policy: nn.Module, state: Mapping[str, Tensor]) -> None:
+        for name, value in self.model.named_parameters():
+            value.copy_(state[name])
+
 
 def make_reference(
     policy: nn.Module,
@@ -68,6 +109,7 @@ def make_reference(
     *,
     arrived_with_adapter: bool,
     settings: ModelSettings,
+    renewable: bool = False,
 ) -> Reference:
     """The reference for a policy. Call it before the first update: it freezes the policy as it is now.
 
@@ -76,12 +118,13 @@ def make_reference(
         reference: None for the policy as it arrived; else a path, a hub id or a loaded model.
         arrived_with_adapter: whether the policy's adapter holds training of its own (an SFT adapter, for one).
         settings: how a reference given by name is loaded.
+        renewable: whether the policy will become its own reference later, for which it takes weights of its own.
     """
     if reference is not None:
         return _given(policy, reference, settings)
     if not is_adapter_model(policy):
         return FrozenModel(copy.deepcopy(policy), "a frozen copy of the model as it arrived")
-    if arrived_with_adapter:
+    if arrived_with_adapter or renewable:
         copy_adapter(policy, policy.active_adapter, REFERENCE_ADAPTER)
         return AdapterCopy()
     return AdapterOff()

@@ -1,13 +1,21 @@
 """Sampling completions from a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.objective import check_parameter, parameter
@@ -54,25 +62,55 @@ class Sample:
         ids: int32 token ids, with the end-of-sequence token if it was reached.
         text: the completion as text, without special tokens.
         ended: whether it ended by itself rather than at the token limit.
+        logps: the generator's own log-probability of each token at the sampling temperature, float32, if it keeps
+            them. They are compared with the scorer's, never trained on.
     """
 
     ids: np.ndarray
     text: str
     ended: bool
+    logps: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Sample each token from softmax((1 − weight)·policy logits + weight·reference logits), as Nash-MD does.
+
+    Attributes:
+        reference: from token ids and attention mask, [R, T], to the reference's logits of the next token, [R, V].
+        weight: of the reference, 0 to 1.
+    """
+
+    reference: Callable[[Tensor, Tensor], Tensor]
+    weight: float
 
 
 class Generator(Protocol):
-    """What can sample completions for tokenized prompts; implementations see the newest weights at every call."""
+    """What can sample completions for tokenized prompts; implementations see the newest weights at every call.
+
+    One that holds a copy of the weights (another process, another engine) takes them over here before it samples.
+    """
 
     def generate(
-        self, model: nn.Module, prompts: Sequence[np.ndarray], settings: GenerationSettings
+        self,
+        model: nn.Module,
+        prompts: Sequence[np.ndarray],
+        settings: GenerationSettings,
+        *,
+        mixture: Mixture | None = None,
     ) -> list[list[Sample]]:
-        """For each prompt, ``settings.n`` samples."""
+        """For each prompt, ``settings.n`` samples of the model, or of its mixture with a reference.
+
+        Raises:
+            UsageError: a mixture is asked of a generator that cannot make one.
+        """
         ...
 
 
 class TransformersGenerator:
     """Sampling with transformers' ``generate``: left padding, prompts of similar length together.
+
+    The keys and values of a prompt are computed once for all of its samples, where the model's cache can be repeated.
 
     Args:
         tokenizer: pads prompts and decodes completions.
@@ -85,7 +123,12 @@ class TransformersGenerator:
 
     @torch.no_grad()
     def generate(
-        self, model: nn.Module, prompts: Sequence[np.ndarray], settings: GenerationSettings
+        self,
+        model: nn.Module,
+        prompts: Sequence[np.ndarray],
+        settings: GenerationSettings,
+        *,
+        mixture: Mixture | None = None,
     ) -> list[list[Sample]]:
         """See `Generator`. The model is left in the mode (training or evaluation) that it was in."""
         was_training = model.training
@@ -96,28 +139,44 @@ class TransformersGenerator:
         try:
             for start in range(0, len(order), per_call):
                 chosen = order[start : start + per_call]
-                for i, group in zip(chosen, self._call(model, [prompts[i] for i in chosen], settings), strict=True):
+                groups = self._call(model, [prompts[i] for i in chosen], settings, mixture)
+                for i, group in zip(chosen, groups, strict=True):
                     samples[i] = group
         finally:
             model.train(was_training)
         return samples
 
-    def _call(self, model: nn.Module, prompts: list[np.ndarray], settings: GenerationSettings) -> list[list[Sample]]:
-        device = next(model.parameters()).device
+    def _call(
+        self, model: nn.Module, prompts: list[np.ndarray], settings: GenerationSettings, mixture: Mixture | None
+    ) -> list[list[Sample]]:
+        inputs, width = self._padded(prompts, next(model.parameters()).device)
+        recorder = _Recorder(settings.temperature or 1.0)
+        processors = LogitsProcessorList([recorder])
+        if mixture is not None:
+            processors.insert(0, _Mixer(mixture, inputs["attention_mask"].repeat_interleave(settings.n, dim=0)))
+        config = self._config(model, settings, width)
+        if settings.n > 1 and mixture is None:
+            inputs = _with_cache(model, inputs, settings.n)
+            config.num_return_sequences = 1
+        output = model.generate(
+            **inputs,
+            generation_config=config,
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([_Drawn(recorder)]),
+        )
+        new = output[:, width:].cpu().numpy().astype(np.int32)
+        logps = torch.stack(recorder.logps, dim=1).cpu().numpy()
+        rows = [self._sample(ids, own) for ids, own in zip(new, logps, strict=True)]
+        return [rows[i * settings.n : (i + 1) * settings.n] for i in range(len(prompts))]
+
+    def _padded(self, prompts: list[np.ndarray], device: torch.device) -> tuple[dict[str, Tensor], int]:
         width = max(map(len, prompts))
         input_ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
         for row, prompt in enumerate(prompts):
             input_ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             attention_mask[row, width - len(prompt) :] = 1
-        output = model.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            generation_config=self._config(model, settings, width),
-        )
-        new = output[:, width:].cpu().numpy().astype(np.int32)
-        rows = [self._sample(ids) for ids in new]
-        return [rows[i * settings.n : (i + 1) * settings.n] for i in range(len(prompts))]
+        return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}, width
 
     def _config(self, model: nn.Module, settings: GenerationSettings, width: int) -> GenerationConfig:
         room = getattr(model.config, "max_position_embeddings", None)
@@ -145,8 +204,80 @@ class TransformersGenerator:
             use_cache=True,
         )
 
-    def _sample(self, ids: np.ndarray) -> Sample:
+    def _sample(self, ids: np.ndarray, logps: np.ndarray) -> Sample:
         ends = np.flatnonzero(np.isin(ids, self.stop_ids))
         ended = len(ends) > 0
         ids = ids[: ends[0] + 1] if ended else ids
-        return Sample(ids=ids, text=self.tokenizer.decode(ids, skip_special_tokens=True), ended=ended)
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Sample(ids=ids, text=text, ended=ended, logps=logps[: len(ids)])
+
+
+class _Recorder(LogitsProcessor):
+    """Keeps the log-probability of each sampled token, one vocabulary row per sequence at a time.
+
+    It sees what the next token is drawn from (before temperature); `_Drawn` tells it the token that was drawn. So no
+    stack of scores is ever held.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.logps: list[Tensor] = []
+        self._next: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._next = (scores.float() / self.temperature).log_softmax(dim=-1)
+        return scores
+
+    def take(self, tokens: Tensor) -> None:
+        """The tokens that were drawn, [R]."""
+        self.logps.append(self._next.gather(-1, tokens[:, None]).squeeze(-1))
+
+
+class _Drawn(StoppingCriteria):
+    """Tells a recorder each token as soon as it is drawn; stops nothing."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        self.recorder = recorder
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.recorder.take(input_ids[:, -1])
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _Mixer(LogitsProcessor):
+    """Mixes the reference's logits into the policy's."""
+
+    def __init__(self, mixture: Mixture, attention_mask: Tensor) -> None:
+        self.mixture, self.attention_mask = mixture, attention_mask
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        new = input_ids.shape[1] - self.attention_mask.shape[1]
+        mask = torch.nn.functional.pad(self.attention_mask, (0, new), value=1)
+        return torch.lerp(scores, self.mixture.reference(input_ids, mask).to(scores.dtype), self.mixture.weight)
+
+
+def _with_cache(model: nn.Module, inputs: dict[str, Tensor], n: int) -> dict[str, Any]:
+    """The inputs of ``generate`` for n samples of each prompt, with all but its last token in the cache."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    repeated = {"input_ids": ids.repeat_interleave(n, dim=0), "attention_mask": mask.repeat_interleave(n, dim=0)}
+    if ids.shape[1] < 2 or not _plain_cache(model):
+        return repeated
+    # Rows padded on the left so far that nothing of them is seen here get positions 0, which nothing attends to.
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    model(
+        input_ids=ids[:, :-1],
+        attention_mask=mask[:, :-1],
+        position_ids=positions[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    cache.batch_repeat_interleave(n)
+    return {**repeated, "past_key_values": cache}
+
+
+def _plain_cache(model: nn.Module) -> bool:
+    """Whether the model keeps keys and values of every position, nothing else (no recurrent state, no window)."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    return set(kinds) <= {"full_attention"} and getattr(config, "sliding_window", None) is None

@@ -1,112 +1,212 @@
 """The training data of an online run: micro-batches made of the policy's own completions."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
-from prefopt.data import TokenizedExample, collate
-from prefopt.rollouts.generator import GenerationSettings, Generator, Sample
-from prefopt.rollouts.rewards import Reward
-from prefopt.rollouts.selection import Group, Selection
+from prefopt.data import TokenizedDataset, TokenizedExample, collate
+from prefopt.objective import check_parameter, parameter
+from prefopt.rollouts.maker import RolloutMaker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How often what was sampled is learned from.
+
+    A rollout holds the prompts of ``minibatches`` optimizer steps and is gone through ``passes`` times.
+    """
+
+    passes: int = parameter(1, "times that each rollout is gone through", at_least=1)
+    minibatches: int = parameter(1, "optimizer steps in a pass; a rollout holds the prompts of so many", at_least=1)
+    target_kl: float = parameter(
+        0.0, "leave a rollout as soon as KL(π_old ‖ π) at a token exceeds this; 0 is off", at_least=0
+    )
+    renew_reference: bool = parameter(False, "make the policy its own reference before every rollout (rounds)")
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check_parameter("plan", field, getattr(self, field.name))
+
+
+class PromptStream:
+    """The prompts of a dataset, over and over, in an order of their own in every epoch; each process takes its share.
+
+    Args:
+        dataset: of prompts.
+        seed: of the orders.
+        world, rank: number of processes, and which one this is.
+    """
+
+    def __init__(self, dataset: TokenizedDataset, seed: int, *, world: int = 1, rank: int = 0) -> None:
+        self.dataset, self.seed, self.world, self.rank = dataset, seed, world, rank
+        self.place = 0
+
+    def draw(self, number: int) -> list[TokenizedExample]:
+        """The next ones of this process. All processes must ask for as many."""
+        drawn = []
+        for _ in range(number):
+            epoch, position = divmod(self.place * self.world + self.rank, len(self.dataset))
+            drawn.append(self.dataset[int(self._order(epoch)[position])])
+            self.place += 1
+        return drawn
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        return self._permutation
 
 
 class RolloutLoader:
-    """Iterates over micro-batches that are sampled when they are asked for, so each sees the newest weights.
+    """Iterates over micro-batches that are sampled when they are asked for, so a rollout sees the newest weights.
 
-    It must not be wrapped in a loader that fetches ahead.
+    It must not be wrapped in a loader that fetches ahead. It goes on where it was when it is iterated over again, and
+    `save` and `load` bring it to the same place in another process.
 
     Args:
-        prompts: loader of lists of prompt examples.
-        model: gives the policy to sample from.
-        generator: samples completions.
-        settings: how.
-        reward: scores them.
-        selection: turns each group into training examples.
-        pad_token_id: for collation.
-        record: receives per-completion values to log (reward, length ...).
-        seed: samples every pass from this seed, without touching the global random state; None continues it.
+        maker: makes examples of prompts.
+        prompts: where they come from.
+        plan: how often they are used.
+        micro_batch: prompts per micro-batch.
+        accumulation: micro-batches per optimizer step.
+        seed: of sampling and of the order within a rollout.
+        begin: called before a rollout that is a new round (`Plan.renew_reference`).
     """
 
     def __init__(
         self,
-        prompts: DataLoader,
+        maker: RolloutMaker,
+        prompts: PromptStream,
+        plan: Plan,
         *,
-        model: Callable[[], nn.Module],
-        generator: Generator,
-        settings: GenerationSettings,
-        reward: Reward,
-        selection: Selection,
-        pad_token_id: int,
-        record: Callable[[dict[str, Tensor]], None],
-        seed: int | None = None,
+        micro_batch: int,
+        accumulation: int,
+        seed: int,
+        begin: Any = None,
     ) -> None:
-        self.prompts = prompts
+        self.maker, self.prompts, self.plan = maker, prompts, plan
         self.dataset = prompts.dataset
-        self.model = model
-        self.generator = generator
-        self.settings = settings
-        self.reward = reward
-        self.selection = selection
-        self.pad_token_id = pad_token_id
-        self.record = record
-        self.seed = seed
+        self.per_pass = plan.minibatches * accumulation
+        self.size = self.per_pass * micro_batch
+        self.seed, self.begin = seed, begin
+        self.number = 0
+        self.given = 0
+        self._examples: list[TokenizedExample] = []
+        self._cursor = 0
+        self._skip = False
 
     def __len__(self) -> int:
-        return len(self.prompts)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.prompts.set_epoch(epoch)
+        """Micro-batches that make up an epoch: about one pass over the prompts, in whole rollouts."""
+        rollouts = -(-len(self.dataset) // (self.size * self.prompts.world))
+        return rollouts * self.plan.passes * self.per_pass
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number, prompts in enumerate(self.prompts):
-            with _seeded(None if self.seed is None else self.seed + number):
-                groups = self.roll_out(prompts)
-            examples = [example for group in groups for example in self.selection(group)]
-            yield collate(examples, pad_token_id=self.pad_token_id)
+        while True:
+            yield self._next()
+            if self.given % len(self) == 0:
+                return
 
-    def roll_out(self, prompts: list[TokenizedExample]) -> list[Group]:
-        """Sample and score ``settings.n`` completions for each prompt."""
-        samples = self.generator.generate(self.model(), [prompt.prompt for prompt in prompts], self.settings)
-        flat = [sample for group in samples for sample in group]
-        repeated = [prompt.source for prompt in prompts for _ in range(self.settings.n)]
-        rewards, parts = self.reward(
-            [source.prompt for source in repeated], [sample.text for sample in flat], _columns(repeated)
-        )
-        groups = [
-            Group(prompt, group, rewards[i * self.settings.n : (i + 1) * self.settings.n])
-            for i, (prompt, group) in enumerate(zip(prompts, samples, strict=True))
-        ]
-        self._record(flat, rewards, parts, groups)
-        return groups
+    def leave(self) -> None:
+        """Use the current rollout no more; the next micro-batch begins another one."""
+        self._skip = True
 
-    def _record(
-        self, flat: list[Sample], rewards: list[float], parts: dict[str, list[float]], groups: list[Group]
-    ) -> None:
-        values = {
-            "reward": rewards,
-            "reward/best": [max(group.rewards) for group in groups],
-            "completions/length": [float(len(sample.ids)) for sample in flat],
-            "completions/ended": [float(sample.ended) for sample in flat],
+    def _next(self) -> dict[str, Any]:
+        if not self._examples or self._skip or self._cursor == self.plan.passes * self.per_pass:
+            self._renew()
+        place, chunk = divmod(self._cursor, self.per_pass)
+        order = np.random.default_rng([self.seed, self.number, place, self.prompts.rank])
+        rows = np.array_split(order.permutation(len(self._examples)), self.per_pass)[chunk]
+        self._cursor += 1
+        self.given += 1
+        return collate([self._examples[i] for i in rows], pad_token_id=self.maker.pad_token_id)
+
+    def _renew(self) -> None:
+        if self.begin is not None and self.plan.renew_reference and self.number > 0:
+            self.begin()
+        self.number += 1
+        seed = int(np.random.SeedSequence([self.seed, self.number, self.prompts.rank]).generate_state(1)[0])
+        self._examples = self.maker.make(self.prompts.draw, self.size, least=self.per_pass, seed=seed)
+        self._cursor, self._skip = 0, False
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the rollout and the place in it; one pair of files for each process."""
+        arrays: dict[str, np.ndarray] = {}
+        labels = []
+        for i, example in enumerate(self._examples):
+            arrays[f"{i}/prompt"] = example.prompt
+            arrays |= {f"{i}/completion/{k}": ids for k, ids in enumerate(example.completions)}
+            arrays |= {f"{i}/{name}": value for name, value in example.labels.items() if isinstance(value, np.ndarray)}
+            plain = {name: value for name, value in example.labels.items() if not isinstance(value, np.ndarray)}
+            labels.append({"id": int(example.id), "completions": len(example.completions), "labels": plain})
+        place = {
+            "number": self.number,
+            "given": self.given,
+            "cursor": self._cursor,
+            "skip": self._skip,
+            "prompts": self.prompts.place,
+            "kl_coef": self.maker.controller.coefficient,
+            "examples": labels,
         }
-        if len(parts) > 1:
-            values |= {f"reward/{name}": part for name, part in parts.items()}
-        self.record({name: torch.tensor(value) for name, value in values.items()})
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, self._file(folder, "safetensors")
+        )
+        self._file(folder, "json").write_text(json.dumps(place) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Go on where `save` was called; nothing happens if it was not."""
+        if not self._file(folder, "json").is_file():
+            return
+        place = json.loads(self._file(folder, "json").read_text())
+        arrays = load_file(self._file(folder, "safetensors"))
+        self.number, self.given, self._cursor = place["number"], place["given"], place["cursor"]
+        self._skip, self.prompts.place = place["skip"], place["prompts"]
+        self.maker.controller.coefficient = place["kl_coef"]
+        own: dict[int, dict[str, np.ndarray]] = {i: {} for i in range(len(place["examples"]))}
+        for name, array in arrays.items():
+            number, key = name.split("/", 1)
+            own[int(number)][key] = array
+        self._examples = [_restored(row, own[i]) for i, row in enumerate(place["examples"])]
+
+    def _file(self, folder: Path, ending: str) -> Path:
+        return Path(folder) / f"rollout-{self.prompts.rank}.{ending}"
 
 
-def _columns(sources: list[Any]) -> dict[str, list[Any]]:
-    names = {name for source in sources for name in source.columns}
-    return {name: [source.columns.get(name) for source in sources] for name in sorted(names)}
+def _restored(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> TokenizedExample:
+    completions = tuple(arrays.pop(f"completion/{k}") for k in range(row["completions"]))
+    return TokenizedExample(row["id"], arrays.pop("prompt"), completions, None, row["labels"] | arrays)
 
 
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+class EvaluationRollouts:
+    """Rollouts of the prompts of a dataset in their order, always with the same seeds.
+
+    Args:
+        maker: makes examples of prompts.
+        dataset: of prompts.
+        batch_size: prompts per batch and process.
+        seed: of the sampling.
+        world, rank: number of processes, and which one this is.
+    """
+
+    def __init__(
+        self, maker: RolloutMaker, dataset: TokenizedDataset, batch_size: int, *, seed: int, world: int, rank: int
+    ) -> None:
+        self.maker, self.dataset, self.batch_size = maker, dataset, batch_size
+        self.seed, self.world, self.rank = seed, world, rank
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, rows in enumerate(np.array_split(np.arange(len(self.dataset)), len(self))):
+            own = np.array_split(rows, self.world)[self.rank]
+            seed = int(np.random.SeedSequence([self.seed, number, self.rank]).generate_state(1)[0])
+            examples = self.maker.evaluate([self.dataset[int(i)] for i in own], seed)
+            if examples:
+                yield collate(examples, pad_token_id=self.maker.pad_token_id)

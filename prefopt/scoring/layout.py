@@ -63,7 +63,7 @@ def to_completions(
     """
     if tokens:
         return Completions.from_tokens(
-            TokenLogps(mask=_token_mask(layout), **{k: _pad(layout, v) for k, v in values.items()})
+            TokenLogps(mask=_token_mask(layout), **{k: pad_tokens(layout, v) for k, v in values.items()})
         )
     ref = values.get("ref_logps")
     return Completions(
@@ -82,7 +82,8 @@ def _token_mask(layout: Layout) -> Bool[Tensor, " r t"]:
     return torch.arange(width, device=layout.lengths.device) < layout.lengths[:, None]
 
 
-def _pad(layout: Layout, values: Float[Tensor, " k"]) -> Float[Tensor, " r t"]:
+def pad_tokens(layout: Layout, values: Float[Tensor, " k"]) -> Float[Tensor, " r t"]:
+    """Flat per-token values as rows, left-aligned and padded on the right with 0."""
     mask = _token_mask(layout)
     # Tokens are in row order and each row is filled from the left, so the mask's True entries are in that order too.
     return values.new_zeros(mask.shape).masked_scatter(mask, values)

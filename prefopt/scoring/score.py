@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prefopt.errors import ModelError
 from prefopt.scoring.head import after_head, called_with, logits_equal, vocabulary_of
 from prefopt.scoring.layout import Layout
 
@@ -30,15 +31,17 @@ class Rows(NamedTuple):
         values: the logits themselves, or the hidden states before the head.
         to_logits: from some of these rows to their logits, in float32 or the model's dtype if that is wider.
         size: how many rows to take at once.
+        hidden: the hidden states before the head; None where the head was not called as a module.
     """
 
     values: Float[Tensor, " k d"]
     to_logits: Callable[[Float[Tensor, " c d"]], Float[Tensor, " c v"]]
     size: int
+    hidden: Float[Tensor, " k h"] | None = None
 
     def whole(self) -> "Rows":
         """The same with the logits made now, for a head that will not stay as it is."""
-        return Rows(self.to_logits(self.values), _widen, self.size)
+        return Rows(self.to_logits(self.values), _widen, self.size, self.hidden)
 
 
 def score(
@@ -48,6 +51,8 @@ def score(
     *,
     statistics: frozenset[str] = frozenset(),
     reference: Rows | None = None,
+    temperature: float = 1.0,
+    value_head: nn.Module | None = None,
 ) -> dict[str, Float[Tensor, " k"]]:
     """Log-probabilities of the completion tokens of a padded micro-batch.
 
@@ -59,15 +64,19 @@ def score(
         statistics: further per-token values: ``"log_sum_p2"``, log Σ_v π(v)², without gradient; ``"kl"``,
             KL(π_ref ‖ π) over the vocabulary, with gradient.
         reference: from `rows_of` at the same positions; needed for ``"kl"``.
+        temperature: the logits are divided by it: log-probabilities are those of sampling at this temperature.
+        value_head: a critic on the model's own hidden states.
 
     Returns:
-        ``logps``: log π(token), [K] in nats, in float32 or the model's dtype if that is wider; and the statistics.
+        ``logps``: log π(token), [K] in nats, in float32 or the model's dtype if that is wider; the statistics; and,
+        with a ``value_head``, ``values``, what it says before each token.
     """
     rows = rows_of(model, batch, layout)
 
     def measure(values: Tensor, target: Tensor, reference_values: Tensor | None) -> dict[str, Tensor]:
         reference_logits = None if reference is None else reference.to_logits(reference_values)
-        return _measure(rows.to_logits(values), target, statistics, reference_logits)
+        logits = rows.to_logits(values)
+        return _measure(logits if temperature == 1 else logits / temperature, target, statistics, reference_logits)
 
     parts = []
     for start in range(0, max(len(layout.target), 1), rows.size):
@@ -75,7 +84,34 @@ def score(
         given = rows.values[part], layout.target[part], None if reference is None else reference.values[part]
         again = torch.is_grad_enabled() and len(layout.target) > rows.size
         parts.append(checkpoint(measure, *given, use_reentrant=False) if again else measure(*given))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if value_head is not None:
+        values["values"] = _valued(rows.hidden, value_head)
+    return values
+
+
+def score_values(
+    model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, value_head: nn.Module
+) -> Float[Tensor, " k"]:
+    """What a critic says before each completion token, V(x, y_<t), from the hidden states of a language model.
+
+    Args:
+        model: as in `score`; all but one of its positions stay out of the vocabulary head.
+        batch: as in `score`.
+        layout: the completion tokens of that batch.
+        value_head: from hidden states [K, h] to values [K, 1].
+    """
+    inner = getattr(model, "module", model)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    index = layout.predictor
+    _, seen = called_with(model, inner.get_output_embeddings(), inputs, index, index[:1])
+    return _valued(None if seen is None else seen.hidden, value_head)
+
+
+def _valued(hidden: Tensor | None, value_head: nn.Module) -> Float[Tensor, " k"]:
+    if hidden is None:
+        raise ModelError("this model does not call its vocabulary head as a module, so a critic cannot sit beside it.")
+    return value_head(hidden.to(next(value_head.parameters()).dtype)).squeeze(-1)
 
 
 def rows_of(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Rows:
@@ -91,10 +127,12 @@ def rows_of(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Ro
             return Rows(_select(logits, index), _widen, size)
         after = after_head(inner)
         if logits_equal(after(seen.output), logits):
-            return Rows(seen.hidden, lambda hidden: _widen(after(seen.head(hidden))), size)
+            return Rows(seen.hidden, lambda hidden: _widen(after(seen.head(hidden))), size, seen.hidden)
         _OTHERS.add(head)
     logits, seen = called_with(model, head, inputs, index, index)
-    return Rows(_widen(_select(logits, index) if seen is None else logits.flatten(0, 1)), _widen, size)
+    if seen is None:
+        return Rows(_widen(_select(logits, index)), _widen, size)
+    return Rows(_widen(logits.flatten(0, 1)), _widen, size, seen.hidden)
 
 
 def _measure(

@@ -1,0 +1,211 @@
+"""What an online run has besides a trainer: rewards, rollouts, and a critic."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from prefopt.batches import Completions, Rollouts, TokenLogps
+from prefopt.catalogue import Algorithm
+from prefopt.data import DataSettings, Encoder, TokenizedDataset
+from prefopt.errors import UsageError
+from prefopt.models import Critic, Reference, make_critic
+from prefopt.objective import Loss, Objective
+from prefopt.objectives import get_objective
+from prefopt.rollouts import (
+    EvaluationRollouts,
+    GenerationSettings,
+    PromptStream,
+    RolloutLoader,
+    RolloutMaker,
+    TransformersGenerator,
+    make_reward,
+)
+from prefopt.scoring import Layout, pad_tokens, score_values
+from prefopt.steps import labels_of
+
+CRITIC_FILE = "critic.safetensors"
+REFERENCE_FILE = "reference.safetensors"
+
+
+class OnlineRun:
+    """Rollouts for training and evaluation, and the critic that is trained beside the policy.
+
+    Args:
+        algorithm: an online one.
+        policy: the model that is trained, before its first update.
+        tokenizer: of the policy.
+        reference: where the algorithm needs one.
+        reward: whatever `make_reward` takes.
+        generation: fields of `GenerationSettings`.
+        data: how prompts are encoded.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        policy: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        reference: Reference | None,
+        reward: Any,
+        generation: Mapping[str, Any] | GenerationSettings | None,
+        data: DataSettings,
+    ) -> None:
+        self.algorithm, self.reference = algorithm, reference
+        self.settings = generation_settings(algorithm, generation)
+        self.reward = make_reward(reward)
+        self.generator = TransformersGenerator(tokenizer, Encoder(tokenizer, data).stop_ids())
+        self.pad_token_id = tokenizer.pad_token_id
+        critic = algorithm.critic
+        self.critic: Critic | None = None
+        self.value: Objective | None = None
+        if critic is not None:
+            self.critic = make_critic(None if critic.critic == "auto" else critic.critic, policy)
+            self.value = get_objective("value", epsilon_value=critic.epsilon_value)
+        self.loader: RolloutLoader | None = None
+
+    @property
+    def separate_critic(self) -> Critic | None:
+        """The critic, if it is trained by forward and backward passes of its own."""
+        return self.critic if self.critic is not None and self.critic.separate else None
+
+    @property
+    def objective(self) -> Objective:
+        """The loss of the policy; with the critic's where that sits on the policy's own hidden states."""
+        if self.critic is None or self.critic.separate:
+            return self.algorithm.objective
+        return self.algorithm.objective + self.algorithm.critic.vf_coef * self.value
+
+    # ---- rollouts ----------------------------------------------------------------------------------------------
+
+    def loaders(
+        self,
+        policy: Callable[[], nn.Module],
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        record: Callable[[dict[str, Tensor]], None],
+    ) -> "Loaders":
+        """What makes loaders, once training arguments and processes are known."""
+
+        def gather(own: Tensor) -> Tensor:
+            return own if args.world_size == 1 else torch.cat(gather_object([own.cpu()]))
+
+        maker = RolloutMaker(
+            policy,
+            self.algorithm.source,
+            generator=self.generator,
+            settings=self.settings,
+            reward=self.reward,
+            pad_token_id=self.pad_token_id,
+            reference=self.reference,
+            critic=self.critic,
+            rows=args.per_device_train_batch_size * self.settings.n,
+            gather=gather,
+            autocast=accelerator.autocast,
+            record=record,
+        )
+        return Loaders(self, maker, policy, args)
+
+    # ---- the critic --------------------------------------------------------------------------------------------
+
+    def value_loss(self, policy: nn.Module, batch: Mapping[str, Any]) -> Loss:
+        """The loss of a critic with a forward pass of its own. Call backward before any other role is switched on."""
+        layout = Layout.of(batch["input_ids"], batch["completion_mask"])
+        values = pad_tokens(layout, score_values(policy, batch, layout, self.critic.head))
+        lengths = layout.lengths[:, None]
+        mask = torch.arange(values.shape[1], device=values.device) < lengths
+        rows = Completions.from_tokens(TokenLogps(mask=mask, logps=torch.zeros_like(values)))
+        labels = {**labels_of(batch), "values": values}
+        return self.value(Rollouts.assemble(rows, labels))
+
+    def add_to(self, optimizer: torch.optim.Optimizer, policy: nn.Module, learning_rate: float) -> None:
+        """Train the critic's own weights with the policy's optimizer, at its own learning rate."""
+        weights = list(self.critic.head.parameters())
+        if self.critic.separate:
+            weights = self.critic.parameters(policy)
+        rate = learning_rate * self.algorithm.critic.critic_rate
+        optimizer.add_param_group({"params": weights, "lr": rate, "weight_decay": 0.0})
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path, policy: nn.Module, *, main: bool) -> None:
+        """Write what a run needs to go on: the rollout and its place on every process, critic and rounds once."""
+        if self.loader is not None:
+            self.loader.save(folder)
+        if main and self.critic is not None:
+            save_file(self.critic.state(policy), folder / CRITIC_FILE)
+        if main and self.algorithm.plan.renew_reference:
+            save_file(self.reference.state(policy), folder / REFERENCE_FILE)
+
+    def load(self, folder: Path, policy: nn.Module) -> None:
+        """Go on where `save` was called."""
+        if self.loader is not None:
+            self.loader.load(folder)
+        if self.critic is not None and (folder / CRITIC_FILE).is_file():
+            self.critic.load(policy, load_file(folder / CRITIC_FILE))
+        if self.algorithm.plan.renew_reference and (folder / REFERENCE_FILE).is_file():
+            self.reference.load(policy, load_file(folder / REFERENCE_FILE))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaders:
+    """Makes the data loaders of an online run."""
+
+    run: OnlineRun
+    maker: RolloutMaker
+    policy: Callable[[], nn.Module]
+    args: TrainingArguments
+
+    def train(self, dataset: TokenizedDataset, seed: int) -> RolloutLoader:
+        """Rollouts for training, kept so that a checkpoint can hold their state."""
+        args = self.args
+        self.run.loader = RolloutLoader(
+            self.maker,
+            PromptStream(dataset, seed, world=args.world_size, rank=args.process_index),
+            self.run.algorithm.plan,
+            micro_batch=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            seed=seed,
+            begin=lambda: self.run.reference.renew(self.policy()),
+        )
+        return self.run.loader
+
+    def evaluation(self, dataset: TokenizedDataset, seed: int) -> EvaluationRollouts:
+        """Rollouts for evaluation, the same every time."""
+        args = self.args
+        world, rank = args.world_size, args.process_index
+        return EvaluationRollouts(self.maker, dataset, args.eval_batch_size, seed=seed, world=world, rank=rank)
+
+
+def generation_settings(
+    algorithm: Algorithm, given: Mapping[str, Any] | GenerationSettings | None
+) -> GenerationSettings:
+    """How an algorithm samples: the user's settings over its own defaults.
+
+    Raises:
+        UsageError: settings under which its loss would be another one.
+    """
+    if not isinstance(given, GenerationSettings):
+        given = {**algorithm.generation, **(given or {})}
+    settings = GenerationSettings.of(given)
+    name, samplers = algorithm.name, len(algorithm.source.samplers)
+    if settings.n % samplers:
+        raise UsageError(f"{name} samples from {samplers} policies: generation n={settings.n} must be even.")
+    if algorithm.uses_ratio:
+        for key, off in (("top_p", 1.0), ("top_k", 0)):
+            if getattr(settings, key) != off:
+                raise UsageError(
+                    f"{name} compares probabilities with those at sampling time, which {key}={getattr(settings, key)} "
+                    f"would change: leave generation {key} at {off}."
+                )
+        if settings.temperature == 0:
+            raise UsageError(f"{name} needs random samples: generation temperature must be above 0.")
+    return settings

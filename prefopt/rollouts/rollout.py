@@ -1,0 +1,127 @@
+"""A rollout: prompts, what was sampled for them, and what it is worth. And what a source of examples must offer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefopt.batches import Batch
+from prefopt.data import TokenizedExample
+from prefopt.rollouts.generator import Sample
+
+POLICY, REFERENCE, MIXTURE = "policy", "reference", "mixture"
+SAMPLERS = (POLICY, REFERENCE, MIXTURE)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt, its sampled completions, and their rewards.
+
+    Attributes:
+        prompt: the example of the dataset.
+        samples: its completions; those of each sampler together, in the order of the source's ``samplers``.
+        rewards: one for each sample.
+        tokens: per-token arrays of each sample by name (``old_logps``, ``ref_logps``, ``values``), float32, where the
+            source asked for them.
+    """
+
+    prompt: TokenizedExample
+    samples: list[Sample]
+    rewards: list[float]
+    tokens: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+
+def _alone(values: Tensor) -> Tensor:
+    return values
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a source turns into training examples.
+
+    Attributes:
+        groups: of this process.
+        max_new_tokens: the limit at which completions were cut.
+        kl_coef: β of the KL in the reward, as its controller has it now.
+        gather: from values of this process to those of all of them, concatenated.
+    """
+
+    groups: Sequence[Group]
+    max_new_tokens: int
+    kl_coef: float = 0.0
+    gather: Callable[[Tensor], Tensor] = _alone
+
+    @property
+    def rewards(self) -> Tensor:
+        """Of all completions, group after group, [n] in float64."""
+        return torch.tensor([reward for group in self.groups for reward in group.rewards], dtype=torch.float64)
+
+    @property
+    def group(self) -> Tensor:
+        """The number of the group of each completion, [n]."""
+        sizes = torch.tensor([len(group.samples) for group in self.groups])
+        return torch.arange(len(self.groups)).repeat_interleave(sizes)
+
+    @property
+    def mask(self) -> Tensor:
+        """Where completions have tokens, right-padded, [n, t]."""
+        lengths = torch.tensor([len(sample.ids) for group in self.groups for sample in group.samples])
+        return torch.arange(int(lengths.max())) < lengths[:, None]
+
+    def tokens(self, name: str) -> Tensor:
+        """Per-token values by name, right-padded with 0, [n, t] in float64."""
+        mask = self.mask
+        flat = np.concatenate([tokens[name] for group in self.groups for tokens in group.tokens])
+        return torch.zeros(mask.shape, dtype=torch.float64).masked_scatter(mask, torch.from_numpy(flat).double())
+
+    def examples(self, **values: Tensor) -> list[TokenizedExample]:
+        """One example per completion, with per-token values [n, t] as labels, and the scored ones that groups have."""
+        examples, row = [], 0
+        for group in self.groups:
+            for i, sample in enumerate(group.samples):
+                own = {name: value[row, : len(sample.ids)].float().numpy() for name, value in values.items()}
+                scored = group.tokens[i]
+                kept = {name: scored[name] for name in ("old_logps", "ref_logps") if name in scored}
+                examples.append(example_of(group.prompt, sample, **kept, **own))
+                row += 1
+        return examples
+
+
+class Source(Protocol):
+    """Turns rollouts into training examples of one kind. Implementations are frozen dataclasses of hyperparameters.
+
+    Attributes:
+        batch: the container that the examples go into.
+        samplers: who samples: ``"policy"``, ``"reference"``, or the ``"mixture"`` of both. Each gives an equal share of
+            the completions of a prompt.
+        needs: per-token values that it reads: ``"old_logps"``, ``"ref_logps"``, ``"values"``.
+    """
+
+    batch: ClassVar[type[Batch]]
+    samplers: ClassVar[tuple[str, ...]]
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def keeps(self, group: Group) -> bool:
+        """Whether anything can be learned from a group; others are sampled in its place."""
+        ...
+
+    def __call__(self, rollout: Rollout) -> list[TokenizedExample]:
+        """The examples that a rollout yields."""
+        ...
+
+
+def example_of(prompt: TokenizedExample, *samples: Sample, **labels: Any) -> TokenizedExample:
+    """A training example of a prompt and sampled completions."""
+    return TokenizedExample(
+        id=prompt.id,
+        prompt=prompt.prompt,
+        completions=tuple(sample.ids for sample in samples),
+        masks=None,
+        labels=labels,
+        source=prompt.source,
+    )
