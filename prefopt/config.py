@@ -64,7 +64,7 @@ class RunConfig(BaseModel):
     adapter: str | None = None
     lora: dict[str, Any] = Field(default_factory=dict)
     reference: str | None = None
-    reward: str | list[Any] | None = None
+    reward: str | list[Any] | dict[str, Any] | None = None
     data: DataConfig = Field(default_factory=DataConfig)
     generation: dict[str, Any] = Field(default_factory=dict)
     args: dict[str, Any] = Field(default_factory=dict)
@@ -117,6 +117,22 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
+
+
+def parse_rewards(texts: list[str]) -> Any:
+    """What ``--reward``, given once or several times, stands for.
+
+    A text that begins with ``[`` or ``{`` is read as YAML: ``[NAME, 0.5]`` is a reward with its weight, and
+    ``{judge: URL, model: NAME}`` a mapping as in a config file. Any other is a name, and stays as it is.
+
+    Raises:
+        UsageError: such a text is not YAML.
+    """
+    rewards = [parse_value(text) if text.lstrip()[:1] in ("[", "{") else text for text in texts]
+    for text, reward in zip(texts, rewards, strict=True):
+        if reward == text and text.lstrip()[:1] in ("[", "{"):
+            raise UsageError(f"--reward {text!r} is not YAML: close its brackets, and put a space after each colon.")
+    return rewards[0] if len(rewards) == 1 else rewards
 
 
 def assign(values: dict[str, Any], dotted: str) -> None:

@@ -63,7 +63,13 @@ def train(
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the result.")] = None,
     adapter: Annotated[str | None, typer.Option(help="lora or qlora; without it all weights are trained.")] = None,
     reference: Annotated[str | None, typer.Option(help="Reference model, if not the model as it arrived.")] = None,
-    reward: Annotated[list[str] | None, typer.Option(help="FILE.py:FUNCTION; online algorithms only.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="FILE.py:FUNCTION, a reward model, a built-in such as 'length_penalty(limit=64)', or a judge; "
+            "with a weight: '0.5*NAME'. May be repeated; online algorithms only."
+        ),
+    ] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="YAML file; flags win over it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, any key of the YAML.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in --out.")] = False,
@@ -72,11 +78,12 @@ def train(
     """Train. Further flags are hyperparameters of the algorithm (--beta 0.2), training arguments
     (--learning-rate 5e-6), data settings (--max-length 512) or generation settings (--n 8)."""
     from prefopt.cli.train import run_training
+    from prefopt.config import parse_rewards
 
     # Click takes an unknown flag for the missing argument.
     free = [*([algorithm] if algorithm else []), *context.args]
     given = {"model": model, "adapter": adapter, "reference": reference, "out": out}
-    given |= {"reward": reward[0] if reward and len(reward) == 1 else reward}
+    given |= {"reward": parse_rewards(reward) if reward else None}
     given |= {"resume": resume or None, "trust_remote_code": trust_remote_code or None}
     places = {"train": data, "eval": eval_data}
     run_training(given, places, config, set_ or [], free)

@@ -1,17 +1,18 @@
-"""Rewards of completions: Python functions, alone or several with weights."""
+"""Rewards of completions: functions, built-ins, reward models, ensembles and judges, alone or several with weights."""
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.errors import UsageError
-from prefopt.importing import load_target
+from torch import nn
 
-RewardFunction = Callable[..., Sequence[float]]
-"""``f(prompts, completions, **columns) -> list[float]``: one number per completion. Prompts are as in the dataset
-(strings or messages), completions are strings, and every other column of the dataset is a list of the same length."""
+from prefopt.errors import UsageError, did_you_mean
+from prefopt.rollouts.calling import Detailed, Details, RewardFunction, evaluate
+from prefopt.rollouts.reward_names import is_number, named_reward
+
+__all__ = ["Reward", "RewardFunction", "make_reward"]
 
 
 @dataclass(frozen=True)
@@ -19,64 +20,154 @@ class Reward:
     """A weighted sum of reward functions.
 
     Attributes:
-        functions: the functions with their weights, by name.
+        functions: the functions with their weights, by name. A weight of 0 logs a reward without training on it.
     """
 
-    functions: dict[str, tuple[RewardFunction, float]]
+    functions: dict[str, tuple[RewardFunction | Detailed, float]]
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[str], columns: dict[str, list[Any]]
-    ) -> tuple[list[float], dict[str, list[float]]]:
-        """The total reward of each completion, and each function's own.
+        self, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, list[Any]]
+    ) -> tuple[list[float], Details]:
+        """The total reward of each completion, and what each function gave.
+
+        Args:
+            prompts, completions: one prompt for each completion.
+            columns: what else is known of each completion: the dataset's columns and those of the rollout
+                (`prefopt.rollouts.calling.join_columns`).
+
+        Returns:
+            The totals, and for each function its own values (without its weight) under its name, followed by the
+            details it has: ``"ensemble/NAME"`` for members, ``"judge/flip_rate"`` ...
 
         Raises:
-            UsageError: a function returned the wrong number of values, or one that is not a finite number.
+            UsageError: a function returned the wrong number of values, or one that is not a finite number, or it reads
+                a column that is not there.
         """
-        parts = {
-            name: _checked(name, function(prompts, completions, **_accepted(function, columns)), len(completions))
-            for name, (function, _) in self.functions.items()
-        }
-        weights = [weight for _, weight in self.functions.values()]
-        total = [sum(w * v for w, v in zip(weights, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+        total, parts = [0.0] * len(completions), {}
+        for name, (function, weight) in self.functions.items():
+            parts[name], details = evaluate(name, function, prompts, completions, columns)
+            parts |= {f"{name}/{detail}": values for detail, values in details.items()}
+            total = [t + weight * value for t, value in zip(total, parts[name], strict=True)]
         return total, parts
 
+    detailed = __call__
+    """A `Reward` may stand wherever one function may, in an ensemble for instance."""
 
-def make_reward(reward: Any) -> Reward:
-    """Build a `Reward`.
+
+def make_reward(reward: Any, *, trust_remote_code: bool = False) -> Reward:
+    """Build a `Reward` from whatever users write, in Python, YAML or a flag.
 
     Args:
-        reward: a function; ``"FILE.py:NAME"`` or ``"module:NAME"``; or a list of these, each alone or as a pair
-            with its weight.
+        reward: one of these, or a list of them:
+
+            - a function ``f(prompts, completions, **columns) -> list[float]``, or ``"FILE.py:NAME"``,
+              ``"module:NAME"``;
+            - a built-in by name, ``"length_penalty(limit=64)"`` (see `prefopt.rollouts.penalties`);
+            - a reward model: the folder or hub id of a sequence-classification model with one label;
+            - ``{"ensemble": [a, b], "how": "min"}`` (see `prefopt.rollouts.ensemble.Ensemble`);
+            - ``{"judge": URL, "model": NAME, ...}`` (see `prefopt.rollouts.judge.Judge`).
+
+            Its weight is 1, or as in ``(reward, 0.5)``, ``"0.5*NAME"`` or ``{"reward": NAME, "weight": 0.5}``; the
+            last form's ``weight`` also goes with ``ensemble`` and ``judge``. Weights that are nested multiply.
+        trust_remote_code: run code that comes with a reward model.
 
     Raises:
-        UsageError: it is none of these, or the named function cannot be found.
+        UsageError: it is none of these, in one line with the nearest name.
     """
-    items = reward if isinstance(reward, (list, tuple)) else [reward]
+    if isinstance(reward, Reward):
+        return reward
+    items = reward if isinstance(reward, (list, tuple)) and not _is_pair(reward) else [reward]
     if not items:
         raise UsageError("reward is an empty list: give at least one function.")
-    functions: dict[str, tuple[RewardFunction, float]] = {}
+    functions: dict[str, tuple[RewardFunction | Detailed, float]] = {}
     for item in items:
-        function, weight = item if isinstance(item, (list, tuple)) else (item, 1.0)
-        function = load_target(function, "reward") if isinstance(function, str) else function
-        if not callable(function):
-            raise UsageError(f"reward must be a function or 'FILE.py:NAME', not {type(function).__name__}.")
-        name = getattr(function, "__name__", type(function).__name__)
-        functions[name if name not in functions else f"{name}_{len(functions)}"] = (function, float(weight))
+        name, function, weight = _part(item, trust_remote_code)
+        functions[_free(name, functions)] = (function, weight)
     return Reward(functions)
 
 
-def _accepted(function: RewardFunction, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return columns
-    return {name: values for name, values in columns.items() if name in parameters}
+def _part(item: Any, trust_remote_code: bool) -> tuple[str, RewardFunction | Detailed, float]:
+    """The name, the function and the weight of one item."""
+    if _is_pair(item):
+        name, function, weight = _part(item[0], trust_remote_code)
+        return name, function, weight * _weight(item[1])
+    if isinstance(item, (list, tuple)):
+        total = make_reward(item, trust_remote_code=trust_remote_code)
+        return "sum", total, 1.0
+    if isinstance(item, str):
+        weighted = re.fullmatch(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", item)
+        if weighted:
+            name, function, weight = _part(weighted[2], trust_remote_code)
+            return name, function, weight * _weight(weighted[1])
+        return *named_reward(item.strip(), trust_remote_code=trust_remote_code), 1.0
+    if isinstance(item, Mapping):
+        return _from_mapping(item, trust_remote_code)
+    return _name_of(item), _checked_callable(item), 1.0
 
 
-def _checked(name: str, values: Any, expected: int) -> list[float]:
-    values = [float(value) for value in values]
-    if len(values) != expected:
-        raise UsageError(f"reward {name} returned {len(values)} values for {expected} completions.")
-    for i, value in enumerate(values):
-        if not math.isfinite(value):
-            raise UsageError(f"reward {name} returned {value} for completion {i}: rewards must be finite numbers.")
-    return values
+def _from_mapping(mapping: Mapping[str, Any], trust_remote_code: bool) -> tuple[str, RewardFunction | Detailed, float]:
+    rest = {str(key): value for key, value in mapping.items()}
+    weight = _weight(rest.pop("weight", 1.0))
+    kinds = [kind for kind in ("reward", "ensemble", "judge") if kind in rest]
+    if len(kinds) != 1:
+        near = did_you_mean(next(iter(rest), ""), ("reward", "ensemble", "judge"))
+        found = ", ".join(rest) or "nothing"
+        raise UsageError(f"a reward as a mapping has one of the keys reward, ensemble or judge, not {found}.{near}")
+    what = rest.pop(kinds[0])
+    if kinds[0] == "reward":
+        if rest:
+            near = did_you_mean(next(iter(rest)), ("weight",))
+            raise UsageError(f"reward {what!r} has no setting {next(iter(rest))!r}.{near} It has weight.")
+        name, function, inner = _part(what, trust_remote_code)
+        return name, function, inner * weight
+    if kinds[0] == "ensemble":
+        from prefopt.rollouts.ensemble import Ensemble
+
+        return "ensemble", Ensemble.of(what, rest, trust_remote_code=trust_remote_code), weight
+    from prefopt.rollouts.judge import Judge
+
+    return "judge", Judge.of(what, rest), weight
+
+
+def _is_pair(item: Any) -> bool:
+    """Whether this is a reward with its weight."""
+    return isinstance(item, (list, tuple)) and len(item) == 2 and is_number(item[1])
+
+
+def _weight(value: Any) -> float:
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise UsageError(f"reward: the weight {value!r} is not a finite number.")
+    return weight
+
+
+def _checked_callable(item: Any) -> RewardFunction | Detailed:
+    if isinstance(item, nn.Module):
+        raise UsageError(
+            f"reward is a loaded {type(item).__name__}, which lacks its tokenizer: give its folder or hub id instead."
+        )
+    if isinstance(item, type):
+        raise UsageError(f"reward is the class {item.__name__}: give an object of it, {item.__name__}(...).")
+    if not (callable(item) or isinstance(item, Detailed)):
+        raise UsageError(
+            f"reward must be a function, a name such as 'FILE.py:NAME', or a mapping, not {type(item).__name__}."
+        )
+    return item
+
+
+def _name_of(function: Any) -> str:
+    if isinstance(function, Reward):
+        return "sum"
+    # functools.partial keeps the function that it wraps.
+    function = getattr(function, "func", function)
+    for attribute in ("name", "__name__"):
+        if isinstance(getattr(function, attribute, None), str):
+            return getattr(function, attribute)
+    return type(function).__name__
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    return name if name not in taken else f"{name}_{len(taken)}"
