@@ -8,11 +8,12 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-REFERENCE_ADAPTER = "prefopt_reference"
-CRITIC_ADAPTER = "prefopt_critic"
-REWARD_ADAPTER = "prefopt_reward"
-ROLES = (REFERENCE_ADAPTER, CRITIC_ADAPTER, REWARD_ADAPTER)
-"""Adapters that serve the training of the policy and are no part of it."""
+ROLE = "prefopt_"
+"""How the names of adapters begin that serve the training of the policy and are no part of it."""
+
+REFERENCE_ADAPTER = ROLE + "reference"
+CRITIC_ADAPTER = ROLE + "critic"
+REWARD_ADAPTER = ROLE + "reward"
 
 
 def is_adapter_model(model: nn.Module) -> bool:
@@ -46,7 +47,7 @@ def active_adapter(model: PeftModel, name: str, *, trains: bool = False) -> Iter
 def save_policy(model: nn.Module, folder: str | Path, **options: object) -> None:
     """Save the policy in the format of transformers or peft, without the adapters of other roles."""
     if is_adapter_model(model):
-        names = [name for name in model.peft_config if name not in ROLES]
+        names = [name for name in model.peft_config if not name.startswith(ROLE)]
         model.save_pretrained(str(folder), selected_adapters=names, **options)
     else:
         model.save_pretrained(str(folder), **options)
