@@ -27,6 +27,9 @@ def kl_estimate(log_ratio: Float[Tensor, "..."], kind: str) -> Float[Tensor, "..
     ======  ==============  =========================================================================
 
     k1 and k3 are unbiased, k2 is not; k2 and k3 are never negative. In k3 the exponent is cut at `MAX_EXPONENT`.
+
+    Taken token by token, these are the KLs of the next token given the ones before it: that an earlier choice leads
+    to prefixes with another KL is not in their gradient. With k1 in the reward it is.
     """
     if kind == "k1":
         return log_ratio
@@ -51,8 +54,8 @@ def bounded_exp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 class PolicyGradient(Objective[Rollouts]):
     """Base of the losses on sampled completions: a surrogate per token, plus β times an estimate of the KL.
 
-    A subclass says in `terms` what the surrogate is and how tokens are averaged. It needs a
-    reference only where ``beta`` is above 0.
+    A subclass says in `terms` what the surrogate is and how tokens are averaged. It needs a reference only where
+    ``beta`` is above 0.
     """
 
     needs = Needs(batch=Rollouts, tokens=True, labels=("old_logps", "advantages"))
@@ -80,7 +83,7 @@ class PolicyGradient(Objective[Rollouts]):
 
     def log_ratio(self, batch: Rollouts) -> Float[Tensor, " n t"]:
         """log π − log π_old at every token; 0 outside the mask, whatever stands there."""
-        return torch.where(batch.tokens.mask, batch.tokens.logps, 0.0) - _inside(batch, batch.old_logps)
+        return _inside(batch, batch.tokens.logps) - _inside(batch, batch.old_logps)
 
     def ratio(self, batch: Rollouts) -> Float[Tensor, " n t"]:
         """ρ = π/π_old at every token; 1 outside the mask."""
@@ -94,9 +97,12 @@ class PolicyGradient(Objective[Rollouts]):
         """β · KL estimate at every token; 0 where β is."""
         if self.beta == 0:
             return 0.0
-        tokens = batch.tokens
-        estimate = kl_estimate(torch.where(tokens.mask, tokens.logps, 0.0) - _inside(batch, tokens.ref_logps), self.kl)
-        return self.beta * (self.ratio(batch) * estimate if self.kl_ratio else estimate)
+        return self.beta * self.estimate(batch)
+
+    def estimate(self, batch: Rollouts) -> Float[Tensor, " n t"]:
+        """The estimate of KL(π ‖ π_ref) at every token, as it is trained on; 0 outside the mask."""
+        estimate = kl_estimate(_inside(batch, batch.tokens.logps) - _inside(batch, batch.tokens.ref_logps), self.kl)
+        return self.ratio(batch) * estimate if self.kl_ratio else estimate
 
     def metrics(self, batch: Rollouts, state: State) -> dict[str, Tensor]:
         """How far the policy is from the one that sampled, over the tokens that count."""
@@ -106,7 +112,8 @@ class PolicyGradient(Objective[Rollouts]):
             # KL(π_old ‖ π) from samples of π_old.
             "policy/approx_kl": kl_estimate(-moved, "k3"),
             "policy/ratio": bounded_exp(moved),
-            **({"kl": batch.rows.log_ratio} if self.beta > 0 else {}),
+            # Summed over each completion, by the estimator that is trained on.
+            **({"kl": batch.tokens.sum(self.estimate(batch))} if self.beta > 0 else {}),
             **({} if self.bounds is None else {"policy/clip_fraction": self._held(batch)}),
         }
 
