@@ -195,9 +195,11 @@ def merge_needs(parts: tuple[Part, ...]) -> Needs:
         lengths=any(need.lengths for need in needs),
         tokens=any(need.tokens for need in needs),
         statistics=frozenset().union(*(need.statistics for need in needs)),
+        values=any(need.values for need in needs),
         rewards=any(need.rewards for need in needs),
         observes=frozenset().union(*(need.observes for need in needs)),
         labels=tuple(dict.fromkeys(labels)),
+        singles=all(need.singles for need in needs),
         optional=tuple(dict.fromkeys(label for need in needs for label in need.optional)),
         coupled=any(need.coupled for need in needs),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from prefopt.batches import Completions, Rollouts, TokenLogps
 from prefopt.catalogue import Algorithm
+from prefopt.console import say
 from prefopt.data import DataSettings, Encoder, TokenizedDataset
 from prefopt.errors import UsageError
 from prefopt.models import Critic, Reference, make_critic
-from prefopt.objective import Loss, Objective
+from prefopt.objective import Objective
 from prefopt.objectives import get_objective
+from prefopt.reduction import step_loss
 from prefopt.rollouts import (
     EvaluationRollouts,
     GenerationSettings,
@@ -28,6 +31,8 @@ from prefopt.rollouts import (
     TransformersGenerator,
     make_reward,
 )
+from prefopt.rollouts.reward_model import RewardModel
+from prefopt.rollouts.shared_reward import SharedRewardModel, shares_base
 from prefopt.scoring import Layout, pad_tokens, score_values
 from prefopt.steps import labels_of
 
@@ -46,6 +51,7 @@ class OnlineRun:
         reward: whatever `make_reward` takes.
         generation: fields of `GenerationSettings`.
         data: how prompts are encoded.
+        trust_remote_code: run code that comes with a reward model.
     """
 
     def __init__(
@@ -58,10 +64,11 @@ class OnlineRun:
         reward: Any,
         generation: Mapping[str, Any] | GenerationSettings | None,
         data: DataSettings,
+        trust_remote_code: bool = False,
     ) -> None:
         self.algorithm, self.reference = algorithm, reference
         self.settings = generation_settings(algorithm, generation)
-        self.reward = make_reward(reward)
+        self.reward = make_reward(reward, load=lambda name: self._reward_model(policy, name, trust_remote_code))
         self.generator = TransformersGenerator(tokenizer, Encoder(tokenizer, data).stop_ids())
         self.pad_token_id = tokenizer.pad_token_id
         critic = algorithm.critic
@@ -71,6 +78,7 @@ class OnlineRun:
             self.critic = make_critic(None if critic.critic == "auto" else critic.critic, policy)
             self.value = get_objective("value", epsilon_value=critic.epsilon_value)
         self.loader: RolloutLoader | None = None
+        self._moved: list[Tensor] = []
 
     @property
     def separate_critic(self) -> Critic | None:
@@ -83,6 +91,14 @@ class OnlineRun:
         if self.critic is None or self.critic.separate:
             return self.algorithm.objective
         return self.algorithm.objective + self.algorithm.critic.vf_coef * self.value
+
+    @staticmethod
+    def _reward_model(policy: nn.Module, name: str, trust_remote_code: bool) -> RewardModel:
+        """A reward model by name; one that is an adapter on the policy's base shares that base."""
+        if shares_base(policy, name):
+            say(f"reward {name}: its adapter sits on the policy's own base.")
+            return SharedRewardModel(policy, name)
+        return RewardModel.load(name, trust_remote_code=trust_remote_code)
 
     # ---- rollouts ----------------------------------------------------------------------------------------------
 
@@ -116,15 +132,37 @@ class OnlineRun:
 
     # ---- the critic --------------------------------------------------------------------------------------------
 
-    def value_loss(self, policy: nn.Module, batch: Mapping[str, Any]) -> Loss:
-        """The loss of a critic with a forward pass of its own. Call backward before any other role is switched on."""
+    def train_critic(
+        self,
+        policy: nn.Module,
+        batch: Mapping[str, Any],
+        denominators: Mapping[str, float],
+        accelerator: Accelerator,
+        context: Callable[[], AbstractContextManager],
+    ) -> Mapping[str, Tensor]:
+        """Forward and backward of a critic of its own; its metrics.
+
+        Call it after the backward pass of the policy, for gradient checkpointing recomputes with the role that is on.
+        """
+        critic = self.critic
+        with critic.activated(policy) as body:
+            with context():
+                loss = self.value(self._valued(body, batch))
+                share = self.algorithm.critic.vf_coef * step_loss(loss, denominators)
+            accelerator.backward(share)
+        if accelerator.sync_gradients and accelerator.num_processes > 1:
+            # The wrapper of parallel training knows nothing of these weights. Shares of one step add up over processes.
+            for weight in critic.parameters(policy):
+                weight.grad = accelerator.reduce(weight.grad, "sum")
+        return loss.metrics
+
+    def _valued(self, body: nn.Module, batch: Mapping[str, Any]) -> Rollouts:
+        """The micro-batch with the critic's values, and without log-probabilities, which it does not read."""
         layout = Layout.of(batch["input_ids"], batch["completion_mask"])
-        values = pad_tokens(layout, score_values(policy, batch, layout, self.critic.head))
-        lengths = layout.lengths[:, None]
-        mask = torch.arange(values.shape[1], device=values.device) < lengths
+        values = pad_tokens(layout, score_values(body, batch, layout, self.critic.head))
+        mask = torch.arange(values.shape[1], device=values.device) < layout.lengths[:, None]
         rows = Completions.from_tokens(TokenLogps(mask=mask, logps=torch.zeros_like(values)))
-        labels = {**labels_of(batch), "values": values}
-        return self.value(Rollouts.assemble(rows, labels))
+        return Rollouts.assemble(rows, {**labels_of(batch), "values": values})
 
     def add_to(self, optimizer: torch.optim.Optimizer, policy: nn.Module, learning_rate: float) -> None:
         """Train the critic's own weights with the policy's optimizer, at its own learning rate."""
@@ -133,6 +171,34 @@ class OnlineRun:
             weights = self.critic.parameters(policy)
         rate = learning_rate * self.algorithm.critic.critic_rate
         optimizer.add_param_group({"params": weights, "lr": rate, "weight_decay": 0.0})
+
+    # ---- the end of a step -------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the prompts so far."""
+        return self.loader.given / len(self.loader)
+
+    def watch(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add up how far the policy has moved from the one that sampled, where a limit is set."""
+        if self.algorithm.plan.target_kl == 0:
+            return
+        for name, values in metrics.items():
+            if name.endswith("policy/approx_kl"):
+                values = values.double()
+                self._moved.append(torch.stack([values.sum(), torch.ones_like(values).sum()]))
+
+    def end_of_step(self, policy: nn.Module, accelerator: Accelerator) -> None:
+        """Forget the critic's gradients, and leave the rollout if the policy has moved too far from it."""
+        if self.critic is not None:
+            for weight in self.critic.parameters(policy):
+                weight.grad = None
+        if not self._moved:
+            return
+        total, tokens = accelerator.reduce(torch.stack(self._moved).sum(dim=0), "sum").tolist()
+        self._moved = []
+        if total / max(tokens, 1.0) > self.algorithm.plan.target_kl:
+            self.loader.leave()
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 

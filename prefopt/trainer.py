@@ -157,6 +157,7 @@ class Trainer(transformers.Trainer):
                 reward=reward,
                 generation=generation,
                 data=self.data_settings,
+                trust_remote_code=trust_remote_code,
             )
             self.objective = self.online.objective
         self.scorer = self._step_scorer()
@@ -164,7 +165,6 @@ class Trainer(transformers.Trainer):
         self.objective_state: State = self.objective.init_state()
         self._pending_state: State = self.objective_state
         self._means = Means()
-        self._moved: list[Tensor] = []
         super().__init__(
             model=policy,
             args=args,
@@ -220,6 +220,7 @@ class Trainer(transformers.Trainer):
             seed=args.seed,
             labels=labels,
             reader=name,
+            singles=self.objective.needs.singles,
         )
         for line in [*dataset.notes, *self._unread(dataset), *dataset.audit.lines()]:
             say(f"{which} data: {line}")
@@ -229,7 +230,7 @@ class Trainer(transformers.Trainer):
         """A line about numbers that the data has and the objective does not look at."""
         needs = self.objective.needs
         # The scores of a ranking give its order, which every ranked objective reads.
-        known = {"preference", "chosen_score", "rejected_score"} & set(dataset.examples[0].labels)
+        known = {"preference", "chosen_score", "rejected_score", "rated_margin"} & set(dataset.examples[0].labels)
         unread = sorted(known - {*needs.labels, *needs.optional})
         return [f"{self.algorithm.name} does not use {', '.join(unread)} of this data"] if unread else []
 
@@ -353,34 +354,27 @@ class Trainer(transformers.Trainer):
         """This micro-batch's share of the loss of its step."""
         loss = self.objective(self.scorer.container(model, inputs), num_items_in_batch.state)
         self._means.add(loss.metrics)
-        self._watch_policy(loss.metrics)
+        if self.online is not None:
+            self.online.watch(loss.metrics)
         return step_loss(loss, num_items_in_batch.denominators, self.accelerator.num_processes)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Step | None = None) -> Tensor:
         """Forward and backward of the policy; then those of a critic of its own, one role after the other."""
         share = super().training_step(model, inputs, num_items_in_batch)
-        critic = self.online.separate_critic if self.online is not None else None
-        if critic is None:
-            return share
-        with critic.activated(self.policy) as body:
-            with self.compute_loss_context_manager():
-                loss = self.online.value_loss(body, inputs)
-                # Its gradients are averaged here, not by the wrapper of parallel training.
-                value = self.algorithm.critic.vf_coef * step_loss(loss, num_items_in_batch.denominators)
-            self.accelerator.backward(value)
-        self._means.add(loss.metrics)
-        if self.accelerator.sync_gradients and self.args.world_size > 1:
-            for weight in critic.parameters(self.policy):
-                if weight.grad is not None:
-                    weight.grad = self.accelerator.reduce(weight.grad, "sum")
+        if self.online is not None and self.online.separate_critic is not None:
+            context = self.compute_loss_context_manager
+            self._means.add(
+                self.online.train_critic(
+                    self.policy, inputs, num_items_in_batch.denominators, self.accelerator, context
+                )
+            )
         return share
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Clip the policy's gradients, and those of a critic of its own by themselves."""
-        critic = self.online.separate_critic if self.online is not None else None
-        if critic is None:
+        if self.online is None or self.online.separate_critic is None:
             return super()._clip_grad_norm(model)
-        own = critic.parameters(self.policy)
+        own = self.online.separate_critic.parameters(self.policy)
         mine = {id(weight) for weight in own}
         rest = [weight for weight in model.parameters() if id(weight) not in mine]
         norm = self.accelerator.clip_grad_norm_(rest, self.args.max_grad_norm)
@@ -395,32 +389,13 @@ class Trainer(transformers.Trainer):
             self.online.add_to(optimizer, self.policy, self.args.learning_rate)
         return optimizer
 
-    def _watch_policy(self, metrics: Mapping[str, Tensor]) -> None:
-        """Add up how far the policy has moved from the one that sampled, where a limit is set."""
-        if self.online is None or self.algorithm.plan.target_kl == 0:
-            return
-        for name, values in metrics.items():
-            if name.endswith("policy/approx_kl"):
-                self._moved.append(
-                    torch.stack([values.double().sum(), torch.tensor(float(len(values))).to(values.device)])
-                )
-
     def _end_of_step(self) -> None:
-        """After an optimizer step: remember the objective's state, and let the rollout go if the policy left it."""
+        """After an optimizer step: remember the objective's state."""
         self.objective_state = self._pending_state
-        if self.online is None:
-            return
-        if self.online.critic is not None:
-            for weight in self.online.critic.parameters(self.policy):
-                weight.grad = None
-        loader = self.online.loader
-        # After a resume transformers counts from the beginning of the epoch again.
-        self.state.epoch = loader.given / len(loader)
-        if self._moved:
-            total, tokens = self.accelerator.reduce(torch.stack(self._moved).sum(dim=0), "sum").tolist()
-            self._moved = []
-            if total / max(tokens, 1.0) > self.algorithm.plan.target_kl:
-                loader.leave()
+        if self.online is not None:
+            self.online.end_of_step(self.policy, self.accelerator)
+            # After a resume transformers counts from the beginning of the epoch again.
+            self.state.epoch = self.online.epoch
 
     def _gather(self, observed: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Concatenate observations over micro-batches and ranks, on this rank's device."""

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.rollouts.calling import Details, evaluate
-from prefopt.rollouts.reward_names import is_number
+from prefopt.rollouts.reward_names import LoadModel, is_number
 from prefopt.rollouts.rewards import make_reward
 
 HOW = ("mean", "min", "mean_minus_std")
@@ -29,7 +29,7 @@ class Ensemble:
             other ensembles.
         how: see above.
         k: standard deviations that are subtracted, at least 0; 1 by default, for ``"mean_minus_std"`` only.
-        trust_remote_code: run code that comes with a reward model.
+        load: makes a reward function of the name of a reward model; default `RewardModel.load`.
 
     Attributes:
         members: the members by name.
@@ -43,7 +43,7 @@ class Ensemble:
     name = "ensemble"
 
     def __init__(
-        self, members: Any, how: str = "mean", k: float | None = None, *, trust_remote_code: bool = False
+        self, members: Any, how: str = "mean", k: float | None = None, *, load: LoadModel | None = None
     ) -> None:
         # Two of which the second is a number would be one member with its weight.
         if not isinstance(members, (list, tuple)) or len(members) < 2 or any(map(is_number, members)):
@@ -56,12 +56,12 @@ class Ensemble:
         k = 1.0 if k is None else k
         if not is_number(k) or not 0 <= k < float("inf"):
             raise UsageError(f"ensemble: k={k!r} must be a finite number of at least 0.")
-        self.members = make_reward([*members], trust_remote_code=trust_remote_code).functions
+        self.members = make_reward([*members], load=load).functions
         self.how = how
         self.k = float(k)
 
     @classmethod
-    def of(cls, members: Any, settings: Mapping[str, Any], *, trust_remote_code: bool = False) -> Self:
+    def of(cls, members: Any, settings: Mapping[str, Any], *, load: LoadModel | None = None) -> Self:
         """From the mapping ``{ensemble: members, how: ..., k: ...}`` of a YAML file.
 
         Raises:
@@ -70,7 +70,7 @@ class Ensemble:
         for key in settings:
             if key not in ("how", "k"):
                 raise UsageError(f"ensemble has no setting {key!r}.{did_you_mean(key, ('how', 'k', 'weight'))}")
-        return cls(members, **settings, trust_remote_code=trust_remote_code)
+        return cls(members, **settings, load=load)
 
     def detailed(
         self, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, list[Any]]

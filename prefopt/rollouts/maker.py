@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prefopt.data import TokenizedExample, collate
 from prefopt.errors import UsageError
 from prefopt.models import Critic, Reference
+from prefopt.rollouts.calling import join_columns
 from prefopt.rollouts.control import KLController
 from prefopt.rollouts.credit import Shaped
 from prefopt.rollouts.generator import GenerationSettings, Generator, Mixture, Sample
@@ -117,7 +118,7 @@ class RolloutMaker:
         flat = [sample for group in samples for sample in group]
         repeated = [prompt.source for prompt in prompts for _ in range(self.settings.n)]
         numbers = [i for i in range(len(prompts)) for _ in range(self.settings.n)]
-        columns = _columns(repeated) | self._facts(flat, numbers)
+        columns = join_columns(_columns(repeated), self._facts(flat, numbers))
         rewards, parts = self.reward([source.prompt for source in repeated], [s.text for s in flat], columns)
         n = self.settings.n
         groups = [

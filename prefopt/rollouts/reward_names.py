@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from prefopt.registry import parse_call
 from prefopt.rollouts.calling import Detailed, RewardFunction
 from prefopt.rollouts.penalties import BUILT_IN, build_reward
 
+LoadModel = Callable[[str], RewardFunction]
+"""From the folder or hub id of a reward model to a reward function."""
 
-def named_reward(text: str, *, trust_remote_code: bool = False) -> tuple[str, RewardFunction | Detailed]:
+
+def named_reward(text: str, *, load: LoadModel | None = None) -> tuple[str, RewardFunction | Detailed]:
     """The name to log under, and the reward that a text names.
 
     Args:
         text: ``FILE.py:NAME``, ``module:NAME``, ``built_in(key=value)``, a folder, or a hub id ``OWNER/NAME``.
-        trust_remote_code: run code that comes with a reward model.
+        load: makes a reward function of the name of a reward model; default `RewardModel.load`.
 
     Raises:
         UsageError: it is none of these, or what it names cannot be had.
@@ -31,13 +35,13 @@ def named_reward(text: str, *, trust_remote_code: bool = False) -> tuple[str, Re
     if text in BUILT_IN:
         return text, build_reward(text, {})
     if os.path.isdir(os.path.expanduser(text)):
-        return _model(os.path.expanduser(text), trust_remote_code)
+        return _model(os.path.expanduser(text), load)
     if re.fullmatch(r"\w+\s*\(.*\)", text, flags=re.DOTALL):
         return _built_in(text)
     if re.search(r":\w+$", text) or text.endswith(".py"):
         return text.rpartition(":")[2], _function(text)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith("."):
-        return _model(text, trust_remote_code)
+        return _model(text, load)
     near = did_you_mean(text, BUILT_IN)
     raise UsageError(
         f"reward {text!r} is no built-in ({', '.join(BUILT_IN)}), folder, hub id (OWNER/NAME) or FILE.py:NAME.{near}"
@@ -67,7 +71,7 @@ def _function(text: str) -> RewardFunction:
     return function
 
 
-def _model(name: str, trust_remote_code: bool) -> tuple[str, RewardFunction]:
+def _model(name: str, load: LoadModel | None) -> tuple[str, RewardFunction]:
     from prefopt.rollouts.reward_model import RewardModel
 
-    return Path(name).name, RewardModel.load(name, trust_remote_code=trust_remote_code)
+    return Path(name).name, (load or RewardModel.load)(name)

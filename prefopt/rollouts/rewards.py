@@ -10,7 +10,7 @@ from torch import nn
 
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.rollouts.calling import Detailed, Details, RewardFunction, evaluate
-from prefopt.rollouts.reward_names import is_number, named_reward
+from prefopt.rollouts.reward_names import LoadModel, is_number, named_reward
 
 __all__ = ["Reward", "RewardFunction", "make_reward"]
 
@@ -54,7 +54,7 @@ class Reward:
     """A `Reward` may stand wherever one function may, in an ensemble for instance."""
 
 
-def make_reward(reward: Any, *, trust_remote_code: bool = False) -> Reward:
+def make_reward(reward: Any, *, load: LoadModel | None = None) -> Reward:
     """Build a `Reward` from whatever users write, in Python, YAML or a flag.
 
     Args:
@@ -69,7 +69,7 @@ def make_reward(reward: Any, *, trust_remote_code: bool = False) -> Reward:
 
             Its weight is 1, or as in ``(reward, 0.5)``, ``"0.5*NAME"`` or ``{"reward": NAME, "weight": 0.5}``; the
             last form's ``weight`` also goes with ``ensemble`` and ``judge``. Weights that are nested multiply.
-        trust_remote_code: run code that comes with a reward model.
+        load: makes a reward function of the name of a reward model; default `RewardModel.load`.
 
     Raises:
         UsageError: it is none of these, in one line with the nearest name.
@@ -81,31 +81,31 @@ def make_reward(reward: Any, *, trust_remote_code: bool = False) -> Reward:
         raise UsageError("reward is an empty list: give at least one function.")
     functions: dict[str, tuple[RewardFunction | Detailed, float]] = {}
     for item in items:
-        name, function, weight = _part(item, trust_remote_code)
+        name, function, weight = _part(item, load)
         functions[_free(name, functions)] = (function, weight)
     return Reward(functions)
 
 
-def _part(item: Any, trust_remote_code: bool) -> tuple[str, RewardFunction | Detailed, float]:
+def _part(item: Any, load: LoadModel | None) -> tuple[str, RewardFunction | Detailed, float]:
     """The name, the function and the weight of one item."""
     if _is_pair(item):
-        name, function, weight = _part(item[0], trust_remote_code)
+        name, function, weight = _part(item[0], load)
         return name, function, weight * _weight(item[1])
     if isinstance(item, (list, tuple)):
-        total = make_reward(item, trust_remote_code=trust_remote_code)
+        total = make_reward(item, load=load)
         return "sum", total, 1.0
     if isinstance(item, str):
         weighted = re.fullmatch(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", item)
         if weighted:
-            name, function, weight = _part(weighted[2], trust_remote_code)
+            name, function, weight = _part(weighted[2], load)
             return name, function, weight * _weight(weighted[1])
-        return *named_reward(item.strip(), trust_remote_code=trust_remote_code), 1.0
+        return *named_reward(item.strip(), load=load), 1.0
     if isinstance(item, Mapping):
-        return _from_mapping(item, trust_remote_code)
+        return _from_mapping(item, load)
     return _name_of(item), _checked_callable(item), 1.0
 
 
-def _from_mapping(mapping: Mapping[str, Any], trust_remote_code: bool) -> tuple[str, RewardFunction | Detailed, float]:
+def _from_mapping(mapping: Mapping[str, Any], load: LoadModel | None) -> tuple[str, RewardFunction | Detailed, float]:
     rest = {str(key): value for key, value in mapping.items()}
     weight = _weight(rest.pop("weight", 1.0))
     kinds = [kind for kind in ("reward", "ensemble", "judge") if kind in rest]
@@ -118,12 +118,12 @@ def _from_mapping(mapping: Mapping[str, Any], trust_remote_code: bool) -> tuple[
         if rest:
             near = did_you_mean(next(iter(rest)), ("weight",))
             raise UsageError(f"reward {what!r} has no setting {next(iter(rest))!r}.{near} It has weight.")
-        name, function, inner = _part(what, trust_remote_code)
+        name, function, inner = _part(what, load)
         return name, function, inner * weight
     if kinds[0] == "ensemble":
         from prefopt.rollouts.ensemble import Ensemble
 
-        return "ensemble", Ensemble.of(what, rest, trust_remote_code=trust_remote_code), weight
+        return "ensemble", Ensemble.of(what, rest, load=load), weight
     from prefopt.rollouts.judge import Judge
 
     return "judge", Judge.of(what, rest), weight
