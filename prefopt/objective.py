@@ -79,6 +79,7 @@ class Needs:
             of the step (BCO). Always a set when read: ``"rows" in needs.observes``.
         labels: label columns of the batch that it reads and that a dataset may lack (``"chosen_score"`` ...).
         optional: label columns that it reads where the batch has them.
+        singles: True where a ranking of a single completion says something to it: it reads ratings, not the order.
         coupled: True where the loss of one row depends on the other rows of its micro-batch (a sort, for one), so
             that accumulation would change it.
     """
@@ -93,6 +94,7 @@ class Needs:
     observes: str | frozenset[str] = frozenset()
     labels: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    singles: bool = False
     coupled: bool = False
 
     def __post_init__(self) -> None:

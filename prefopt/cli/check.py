@@ -22,6 +22,7 @@ def run_check(data: str, model: str, algorithm: str, settings: dict[str, Any]) -
         mismatched="mismatched" in resolved.objective.needs.observes,
         labels=() if resolved.online else resolved.objective.needs.labels,
         reader=resolved.name,
+        singles=resolved.objective.needs.singles,
     )
     for line in [*dataset.notes, *dataset.audit.lines()]:
         print(line)

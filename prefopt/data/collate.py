@@ -24,11 +24,12 @@ def collate(examples: Sequence[TokenizedExample], pad_token_id: int = 0) -> dict
     Returns:
         ``input_ids`` Long[R, T], ``attention_mask`` Long[R, T] (1 on tokens, 0 on padding), ``completion_mask``
         Bool[R, T] (True where ``input_ids[r, t]`` is a token of the completion that counts), and ``extras``: ``ids``
-        Long[n] and whichever of ``desirable`` Bool[n], ``preference``, ``chosen_score``, ``rejected_score`` Float[n]
-        every example has; of groups ``group`` Long[R] (from 0), ``ranks`` Long[R] and, where every example has them,
-        ``scores`` Float[R]. Of sampled completions ``tokens``: per-token values, flat over the K completion tokens in
-        row order, and ``ref_logps`` Float[K] where the reference has been scored. With partners also ``mismatched``:
-        the first three again, Long or Bool[n, T'], for each prompt followed by the completion of its partner.
+        Long[n] and whichever of ``desirable`` Bool[n], ``preference``, ``chosen_score``, ``rejected_score``,
+        ``rated_margin`` Float[n] every example has; of groups ``group`` Long[R] (from 0), ``ranks`` Long[R] and, where
+        every example has them, ``scores`` Float[R]. Of sampled completions ``tokens``: per-token values, flat over the
+        K completion tokens in row order, and ``ref_logps`` Float[K] where the reference has been scored. With partners
+        also ``mismatched``: the first three again, Long or Bool[n, T'], for each prompt followed by the completion of
+        its partner.
 
     Raises:
         UsageError: no examples, or examples of several kinds.
@@ -76,7 +77,7 @@ def _pad(rows: Sequence[tuple[np.ndarray, np.ndarray]], pad_token_id: int) -> di
 
 def _extras(examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
     extras = {"ids": torch.tensor([example.id for example in examples], dtype=torch.long)}
-    for name in ("desirable", "preference", "chosen_score", "rejected_score", "sampled_by_reference"):
+    for name in ("desirable", "preference", "chosen_score", "rejected_score", "rated_margin", "sampled_by_reference"):
         if all(name in example.labels for example in examples):
             kind = torch.bool if name in ("desirable", "sampled_by_reference") else torch.float32
             extras[name] = torch.tensor([example.labels[name] for example in examples], dtype=kind)

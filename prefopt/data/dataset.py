@@ -16,7 +16,7 @@ from prefopt.data.convert import convert
 from prefopt.data.encode import Encoder
 from prefopt.data.examples import KINDS, Example
 from prefopt.data.formats import to_examples
-from prefopt.data.labels import demand, settle
+from prefopt.data.labels import comparable, demand, settle
 from prefopt.data.read import describe, has_splits, load_rows
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import PLAIN_NOTE
@@ -138,6 +138,7 @@ def prepare_dataset(
     seed: int | None = None,
     labels: Sequence[str] = (),
     reader: str = "the algorithm",
+    singles: bool = False,
 ) -> TokenizedDataset:
     """Load, understand, convert, tokenise and audit a dataset.
 
@@ -151,6 +152,7 @@ def prepare_dataset(
         seed: of those partners; default ``settings.seed``.
         labels: names of labels that every row must have, such as ``chosen_score``; a row without them is dropped.
         reader: who reads them, for messages.
+        singles: keep rankings of a single completion, whose rating says something by itself.
 
     Raises:
         DataError: a source that cannot be read, understood or converted, that lacks a label in every row, or that
@@ -170,9 +172,10 @@ def prepare_dataset(
     made = tokenise(examples, tokenizer, settings, max_length)
     dropped = Counter(reading.dropped) + made.dropped
     with _naming(name):
-        kept, unlabelled = demand(made.examples, labels, reader, reading.format.kind)
+        compared, alone = (made.examples, {}) if singles else comparable(made.examples, reader)
+        kept, unlabelled = demand(compared, labels, reader, reading.format.kind)
     kept, unused = settle(kept)
-    dropped += Counter(unlabelled)
+    dropped += Counter(unlabelled) + Counter(alone)
     read = len(examples) + sum(reading.dropped.values())
     audit = Audit(kind, read, len(kept), made.cut, dropped, max_length, made.lengths, made.left)
     with _naming(name):

@@ -16,6 +16,7 @@ class PairExample:
         chosen, rejected: y_w and y_l. As messages they may hold several turns; only assistant turns count.
         preference: P(chosen is better), 0 to 1, where it is known.
         chosen_score, rejected_score: scalar rewards, where they are known.
+        rated_margin: by how much chosen is better, where annotators said so.
         columns: the other fields of the row.
     """
 
@@ -26,6 +27,7 @@ class PairExample:
     preference: float | None = None
     chosen_score: float | None = None
     rejected_score: float | None = None
+    rated_margin: float | None = None
     columns: dict[str, Any] = field(default_factory=dict)
 
 
@@ -42,7 +44,7 @@ class LabelledExample:
 
 @dataclass(frozen=True)
 class RankedExample:
-    """Several completions of one prompt, judged against each other.
+    """Several completions of one prompt, judged against each other, or one that is rated.
 
     Attributes:
         prompt: what all answer.

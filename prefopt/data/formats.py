@@ -40,8 +40,9 @@ def to_examples(
     Args:
         rows: at least one row of named columns.
         settings: ``format`` and ``columns`` are used.
-        kind: the kind that is wanted in the end. The layout does not depend on it; for prompts, every other column
-            stays among ``columns``.
+        kind: the kind that is wanted in the end. The layout does not depend on it, but for ratings of single
+            completions, which are demonstrations to everyone else; for prompts, every other column stays among
+            ``columns``.
 
     Raises:
         DataError: the columns fit no layout, or not the one that was asked for, or one that cannot become ``kind``.
@@ -117,7 +118,7 @@ def _unmet(each: Format, first: Mapping[str, Any]) -> list[str]:
 
 def _detect(first: Mapping[str, Any], kind: str | None) -> Format:
     for each in FORMATS.values():
-        if not _unmet(each, first):
+        if not _unmet(each, first) and (not each.wanted or each.kind == kind):
             if not each.auto:
                 raise DataError(_choose_axis(first))
             return each

@@ -22,7 +22,7 @@ def encode_group(example: RankedExample, encoder: Encoder, left: Counter) -> tup
     """Tokens of the prompt and of every completion that can be used; the reasons of the others go into ``left``.
 
     Raises:
-        Drop: no two different completions can be used.
+        Drop: no two different completions can be used, or not the only one.
     """
     prompt, group = None, {}
     for number, (text, standing) in enumerate(zip(example.completions, example.standing, strict=True)):
@@ -34,7 +34,7 @@ def encode_group(example: RankedExample, encoder: Encoder, left: Counter) -> tup
             prompt, group[number] = encoder.completion(example.prompt, text, example.columns.get("tools"))
         except Drop as drop:
             left[drop.reason] += 1
-    return prompt, _different(group, left, "equal to another one")
+    return prompt, _different(group, left, "equal to another one", fewest(example))
 
 
 def fit_group(
@@ -43,7 +43,8 @@ def fit_group(
     """Cut to the limit by ``fit``; a completion that does not fit, or is another's equal after the cut, leaves.
 
     Raises:
-        Drop: fewer than two are left, or all that are left share one rank and nobody scored them.
+        Drop: fewer than two are left (none, of a single one), or all that are left share one rank and nobody scored
+            them.
     """
     fitting = {}
     for number, encoded in group.items():
@@ -52,10 +53,11 @@ def fit_group(
             fitting[number] = encoded
         except Drop as drop:
             left[drop.reason] += 1
-    if len(fitting) < 2:
+    if len(fitting) < fewest(example):
         raise Drop(_why(left))
     prompt, cut = fit(prompt, list(fitting.values()))
-    group = _different(dict(zip(fitting, cut, strict=True)), left, "identical to another one after the cut")
+    group = dict(zip(fitting, cut, strict=True))
+    group = _different(group, left, "identical to another one after the cut", fewest(example))
     if example.scores is None and len({example.standing[number] for number in group}) == 1:
         raise Drop("ties")
     return prompt, group
@@ -70,7 +72,12 @@ def group_labels(example: RankedExample, numbers: Sequence[int]) -> dict[str, An
     return labels
 
 
-def _different(group: Group, left: Counter, reason: str) -> Group:
+def fewest(example: RankedExample) -> int:
+    """How many completions must be left: two that can be compared, unless there was only one to begin with."""
+    return min(2, len(example.completions))
+
+
+def _different(group: Group, left: Counter, reason: str, least: int) -> Group:
     """Without those that repeat an earlier one: of two judgements on one text neither is to be believed more."""
     seen: set[bytes] = set()
     kept = {}
@@ -80,8 +87,8 @@ def _different(group: Group, left: Counter, reason: str) -> Group:
             kept[number] = encoded
         seen.add(key)
     left.update({reason: len(group) - len(kept)} if len(kept) < len(group) else {})
-    if len(kept) < 2:
-        raise Drop(_why(left))
+    if len(kept) < least:
+        raise Drop(_why(left) if least > 1 else f"whose only completion is {next(iter(left))}")
     return kept
 
 

@@ -59,13 +59,15 @@ def _safe_rlhf(axis: str) -> Any:
 def _helpsteer2(row: Row) -> PairExample:
     lean = read_number(row.get("preference_strength"))
     prompt = user_turn(row.get("prompt"), "prompt")
-    return _judged(prompt, row.get("response_1"), row.get("response_2"), lean, "preference_strength")
+    sides = row.get("response_1"), row.get("response_2")
+    return _judged(prompt, *sides, lean, "preference_strength", rated_margin=abs(lean or 0))
 
 
 def _helpsteer3(row: Row) -> PairExample:
     lean = read_number(row.get("overall_preference"))
     prompt = read_messages(row.get("context"), "context")
-    return _judged(prompt, row.get("response1"), row.get("response2"), lean, "overall_preference")
+    sides = row.get("response1"), row.get("response2")
+    return _judged(prompt, *sides, lean, "overall_preference", rated_margin=abs(lean or 0))
 
 
 def _winner(row: Row) -> float | None:

@@ -6,18 +6,27 @@ from dataclasses import replace
 from prefopt.data.tokenise import TokenizedExample
 from prefopt.errors import DataError
 
-OPTIONAL = ("preference", "chosen_score", "rejected_score", "scores")
+OPTIONAL = ("preference", "chosen_score", "rejected_score", "rated_margin", "scores")
 _COLUMNS = {
     "pairs": {
         "preference": ("preference",),
         "chosen_score": ("score_chosen",),
         "rejected_score": ("score_rejected",),
+        "rated_margin": ("margin",),
         "scores": ("score_chosen", "score_rejected"),
     },
-    "ranked": {"preference": ("preference",), **dict.fromkeys(OPTIONAL[1:], ("scores",))},
+    "ranked": {
+        "preference": ("preference",),
+        "rated_margin": ("margin",),
+        **dict.fromkeys(("chosen_score", "rejected_score", "scores"), ("scores",)),
+    },
 }
 """Kind of the layout → label → the columns that would give it."""
-_MEANINGS = {"preference": "P(chosen is better), 0 to 1", "scores": "a list with one number for each completion"}
+_MEANINGS = {
+    "preference": "P(chosen is better), 0 to 1",
+    "margin": "by how much chosen is better",
+    "scores": "a list with one number for each completion",
+}
 
 
 def demand(
@@ -50,6 +59,23 @@ def demand(
         )
     reason = "without " + " or ".join(map(repr, columns))
     return number(kept), {reason: len(examples) - len(kept)}
+
+
+def comparable(examples: Sequence[TokenizedExample], reader: str) -> tuple[list[TokenizedExample], dict[str, int]]:
+    """Without rankings of a single completion, and how many those were.
+
+    Raises:
+        DataError: there are no others.
+    """
+    kept = [example for example in examples if "ranks" not in example.labels or len(example.completions) > 1]
+    if len(kept) == len(examples):
+        return kept, {}
+    if not kept:
+        raise DataError(
+            f"{reader} compares completions of one prompt, and every row holds one with a rating: put the completions "
+            "of a prompt into one row (columns 'completions' and 'scores'), or train with reward_regression."
+        )
+    return number(kept), {"with a single completion, which has nothing to be compared with": len(examples) - len(kept)}
 
 
 def settle(examples: Sequence[TokenizedExample]) -> tuple[list[TokenizedExample], list[str]]:

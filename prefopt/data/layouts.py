@@ -52,6 +52,7 @@ class Format:
         build: from a row to an example.
         takes: other columns that it understands.
         auto: False where it must be asked for by name, because the columns alone do not decide.
+        wanted: True where it is taken only if its kind is the one that is wanted.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Format:
     build: Callable[[Row], Example]
     takes: tuple[str, ...] = ()
     auto: bool = True
+    wanted: bool = False
 
     @property
     def consumed(self) -> set[str]:
@@ -179,17 +181,19 @@ _SCORES = [
     ("chosen_rating", "rejected_rating"),
     ("rating_chosen", "rating_rejected"),
 ]
-_PAIR_LABELS = (*(name for names in _SCORES for name in names), "preference")
+_PAIR_LABELS = (*(name for names in _SCORES for name in names), "preference", "margin")
 _ALPACA = ("instruction", "input", "system", "history")
 _LABEL = "label|kto_tag|desirable"
+_RATING = "rating|score|reward"
 
 
 def _scores(row: Row) -> dict[str, float | None]:
-    """Scores and preference of a row that names its sides chosen and rejected."""
+    """Scores, preference and margin of a row that names its sides chosen and rejected."""
     labels = {
         "chosen_score": read_number(either(row, *(chosen for chosen, _ in _SCORES))),
         "rejected_score": read_number(either(row, *(rejected for _, rejected in _SCORES))),
         "preference": read_number(row.get("preference")),
+        "rated_margin": read_number(row.get("margin")),
     }
     if labels["preference"] is not None and not 0 <= labels["preference"] <= 1:
         raise Drop("whose 'preference' is not a probability of chosen, 0 to 1")
@@ -226,6 +230,14 @@ def _label(row: Row) -> bool:
     if label is None:
         raise Drop("without a label that is true or false")
     return label
+
+
+def _rated(row: Row, prompt: Text, completion: Text) -> RankedExample:
+    """One completion with a rating, which is a ranking of one."""
+    rating = read_number(either(row, *_RATING.split("|")))
+    if rating is None:
+        raise Drop("without a rating that is a number")
+    return RankedExample(prompt, (completion,), (rating,))
 
 
 def _with_system(row: Row, prompt: Text, *completions: Text) -> tuple[Text, ...]:
@@ -342,6 +354,14 @@ OTHER: tuple[Format, ...] = (
     Format("prompt-completions-scores", "ranked",
            {"prompt": is_text, "completions|responses": is_answers, "scores|ranks": is_numbers}, _scored_completions,
            ("system",)),
+    # Of these the completions alone are demonstrations too, which is what they are read as unless ratings are wanted.
+    Format("prompt-completion-rating", "ranked",
+           {"prompt": is_text, "completion|response": is_text, _RATING: is_number},
+           lambda row: _rated(row, *_prompt_completion(row)), ("system",), wanted=True),
+    Format("messages-rating", "ranked", {_TURNS: is_messages, _RATING: is_number},
+           lambda row: _rated(row, *split_last(_conversation(row))), ("system",), wanted=True),
+    Format("alpaca-rating", "ranked", {"instruction": is_str, "output|response": is_text, _RATING: is_number},
+           lambda row: _rated(row, *_alpaca_completion(row)), _ALPACA, wanted=True),
     Format("prompt-completion", "demonstrations", {"prompt": is_text, "completion|response": is_text},
            lambda row: DemonstrationExample(*_prompt_completion(row)), ("system",)),
     Format("alpaca", "demonstrations", {"instruction": is_str, "output|response": is_text},

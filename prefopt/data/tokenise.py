@@ -24,9 +24,10 @@ class TokenizedExample:
         prompt: int32 ids, as generation would see them.
         completions: int32 ids of each completion: (chosen, rejected), those of a group, one, or none for a prompt.
         masks: which ids of each completion count; None where all do.
-        labels: ``desirable`` (bool), ``preference``, ``chosen_score``, ``rejected_score`` (float), where known; of a
-            group ``ranks`` (one whole number for each completion, 1 is best) and, where known, ``scores`` (floats); of
-            a sampled completion arrays with one float32 for each of its tokens (``old_logps``, ``advantages`` ...).
+        labels: ``desirable`` (bool), ``preference``, ``chosen_score``, ``rejected_score``, ``rated_margin``, where
+            known; of a group ``ranks`` (one whole number for each completion, 1 is best) and, where known, ``scores``
+            (floats); of a sampled completion arrays with one float32 for each of its tokens (``old_logps``,
+            ``advantages`` ...).
         source: the example in words.
         mismatched: a completion of another prompt, to be scored after this one, with its mask (KTO).
     """
@@ -174,6 +175,6 @@ def _pack(number: int, prompt: np.ndarray, group: Group, example: Example) -> To
 
 
 def _labels(example: Example) -> dict[str, float | bool]:
-    names = ("desirable", "preference", "chosen_score", "rejected_score")
+    names = ("desirable", "preference", "chosen_score", "rejected_score", "rated_margin")
     values = {name: getattr(example, name, None) for name in names}
     return {name: value for name, value in values.items() if value is not None}

@@ -1,5 +1,5 @@
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,7 +19,7 @@ class RewardRegression(Objective[Ranked]):
     s is the rating of an answer. ``"rating"`` is a mean over answers, of which a prompt may have one or many; its
     minimiser is the mean rating E[s | x, y], on the scale of the ratings. ``"difference"`` looks at two answers of a
     prompt at a time, a mean over the pairs of a prompt and then over prompts; it is blind to a constant for each
-    prompt, and a prompt with one answer contributes 0.
+    prompt, and a prompt with one answer is of no use to it.
 
     The form is that of published code; the equation of the paper could not be confirmed. Ratings are taken as they are:
     bring the scales of different sources together before.
@@ -32,9 +32,14 @@ class RewardRegression(Objective[Ranked]):
         formula="(r - s)²  or  ((r_i - r_j) - (s_i - s_j))²",
         use="A reward model from ratings of single answers, such as stars from 1 to 5.",
     )
-    needs = Needs(batch=Ranked, rewards=True, labels=("scores",))
+    needs = Needs(batch=Ranked, rewards=True, labels=("scores",), singles=True)
 
     target: str = parameter("rating", "what is regressed to", choices=("rating", "difference"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target == "difference":
+            object.__setattr__(self, "needs", replace(self.needs, singles=False))
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """r(x, y), the model's own output."""

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -94,8 +95,10 @@ PAIRS = {
         ({"history": "Q", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1}, TURNS),
         ({"history": "Q", "human_ref_A": "bad", "human_ref_B": "good", "labels": 0}, TURNS),
     ],
-    "helpsteer2": [({"prompt": "Q", "response_1": "good", "response_2": "bad", "preference_strength": -2}, TURNS)],
-    "helpsteer3": [({"context": [u("Q")], "response1": "bad", "response2": "good", "overall_preference": 1}, TURNS)],
+    "helpsteer2": [({"prompt": "Q", "response_1": "good", "response_2": "bad", "preference_strength": -2},
+                    replace(TURNS, rated_margin=2.0))],
+    "helpsteer3": [({"context": [u("Q")], "response1": "bad", "response2": "good", "overall_preference": 1},
+                    replace(TURNS, rated_margin=1.0))],
     "lmsys": [
         ({"prompt": '["Q"]', "response_a": '["bad"]', "response_b": '["good"]',
           "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, TURNS),
