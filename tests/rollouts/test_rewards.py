@@ -99,12 +99,15 @@ def test_every_form_of_a_reward(form: str, folder: Path, models: list) -> None:
     assert values(reward) == pytest.approx(expected)
 
 
-def test_a_reward_model_is_loaded_by_name_and_trusted_only_when_asked_to(folder: Path, models: list) -> None:
+def test_a_reward_model_is_loaded_by_name_or_by_what_is_given_for_it(folder: Path, models: list) -> None:
     (folder / "runs" / "rm").mkdir(parents=True)
     made = make_reward(["owner/name", "runs/rm"])
     assert list(made.functions) == ["name", "rm"]
-    make_reward({"ensemble": ["owner/a", "owner/b"]}, trust_remote_code=True)
-    assert models == [("owner/name", False), ("runs/rm", False), ("owner/a", True), ("owner/b", True)]
+    assert models == [("owner/name", False), ("runs/rm", False)]
+    loaded: list[str] = []
+    make_reward({"ensemble": ["owner/a", ["2*runs/rm"]]}, load=lambda name: loaded.append(name) or words)
+    assert loaded == ["owner/a", "runs/rm"]
+    assert len(models) == 2
 
 
 WRONG = {
