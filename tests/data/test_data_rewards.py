@@ -75,7 +75,7 @@ def test_ratings_of_single_completions_as_a_batch(make):
     data = prepare_dataset(rows, "ranked", tokenizer, labels=("scores",), reader="reward_regression", singles=True)
     assert data.audit.dropped == {
         "without a rating that is a number": 1,
-        "with fewer than two different completions": 1,
+        "whose only completion is empty": 1,
     }
     batch = data.collate(data.examples)
     ranked = Ranked.assemble(Completions.unscored(torch.ones(3, dtype=torch.long)), batch["extras"])
