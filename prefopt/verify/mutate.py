@@ -1,14 +1,16 @@
 """Small wrong versions of an objective, made from the syntax tree of its loss, to see whether checks notice them.
 
-Every method that `terms` reaches, and every function of the same module, is mutated one place at a time. The operators
-are fixed: exchange + and −, * and /; drop a minus sign, a factor `self.x`, a `detach`, a `clamp`, a branch of `where`,
-a keyword of `Term`; exchange chosen and rejected, sum and mean, min and max, policy and reference; negate a condition;
-turn a comparison round; change a constant or the unit of a mean.
+Every method that `terms` reaches is mutated one place at a time, and every function, in the module of the class and in
+those of its bases between it and `Objective`. The operators are fixed: exchange + and −, * and /; drop a minus sign, a
+factor `self.x`, a `detach`, a `clamp`, a branch of `where`, a keyword of `Term`; exchange chosen and rejected, sum and
+mean, min and max, policy and reference; negate a condition; turn a comparison round; change a constant or the unit of a
+mean.
 """
 
 import ast
 import copy
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ class Mutant:
 
 
 def mutants(cls: type[Objective]) -> Iterator[Mutant]:
-    """Every mutant of the functions that ``cls.terms`` reaches inside its own module."""
+    """Every mutant of the functions that ``cls.terms`` reaches inside its own module and its bases'."""
     reached = _reached(cls)
     trees = {name: _tree(function) for name, function in reached.items()}
     for name, tree in trees.items():
@@ -61,7 +63,7 @@ def mutants(cls: type[Objective]) -> Iterator[Mutant]:
 
 
 def _reached(cls: type[Objective]) -> dict[str, FunctionType]:
-    """Methods as ``self.x`` and functions as ``x``, from `terms` on, that are written in the class's own module."""
+    """Methods as ``self.x`` and functions as ``x``, from `terms` on, that are written in the class's `_modules`."""
     found: dict[str, FunctionType] = {}
     todo = ["self.terms", "self.parts"]  # a sum of objectives is made of its parts
     while todo:
@@ -79,18 +81,32 @@ def _reached(cls: type[Objective]) -> dict[str, FunctionType]:
 
 
 def _resolve(cls: type[Objective], name: str) -> FunctionType | None:
-    owner_module = inspect.getmodule(cls)
     if name.startswith("self."):
         value = inspect.getattr_static(cls, name.removeprefix("self."), None)
     else:
-        value = getattr(owner_module, name, None)
+        value = _globals(cls).get(name)
     if isinstance(value, cached_property):
         value = value.func
+    elif isinstance(value, property):
+        value = value.fget
     if not callable(value) or isinstance(value, (type, staticmethod)):
         return None
     value = inspect.unwrap(value)
-    same = isinstance(value, FunctionType) and value.__module__ == cls.__module__
+    same = isinstance(value, FunctionType) and value.__module__ in _modules(cls)
     return value if same else None
+
+
+def _modules(cls: type[Objective]) -> list[str]:
+    """The modules in which a loss is written: the class's own and those of its bases below `Objective`."""
+    bases = cls.__mro__[: cls.__mro__.index(Objective)]
+    return list(dict.fromkeys(base.__module__ for base in bases))
+
+
+def _globals(cls: type[Objective]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for module in reversed(_modules(cls)):
+        found |= vars(sys.modules[module])
+    return found
 
 
 def _tree(function: FunctionType) -> ast.FunctionDef:
@@ -110,17 +126,21 @@ def _tree(function: FunctionType) -> ast.FunctionDef:
 def _compiled(
     cls: type[Objective], reached: dict[str, FunctionType], trees: dict[str, ast.FunctionDef]
 ) -> type[Objective]:
-    namespace: dict[str, Any] = dict(next(iter(reached.values())).__globals__)
+    namespace = _globals(cls)
     methods: dict[str, Any] = {}
     for name, tree in trees.items():
         # ``super()`` needs the cell that a class body would give.
         maker = ast.parse("def _make(__class__):\n    pass")
-        maker.body[0].body = [tree, ast.Return(ast.Name(tree.name, ast.Load()))]
+        # Under a name of its own, or a method would hide a function that is called like it.
+        made = copy.copy(tree)
+        made.name = "_made"
+        maker.body[0].body = [made, ast.Return(ast.Name("_made", ast.Load()))]
         exec(compile(ast.fix_missing_locations(maker), f"<mutant of {name}>", "exec"), namespace)
         function = namespace.pop("_make")(_owner(cls, name))
         if name.startswith("self."):
-            cached = isinstance(inspect.getattr_static(cls, tree.name), cached_property)
-            methods[tree.name] = cached_property(function) if cached else function
+            static = inspect.getattr_static(cls, tree.name)
+            wrap = next((kind for kind in (cached_property, property) if isinstance(static, kind)), None)
+            methods[tree.name] = wrap(function) if wrap else function
         else:
             namespace[name] = function
     return type(cls.__name__, (cls,), methods)
