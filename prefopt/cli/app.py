@@ -150,6 +150,23 @@ def check(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Path or hub id of a reward model or its adapter.")],
+    data: Annotated[str, typer.Option("--data", "-d", help="Held-out pairs: path or hub id.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder for the report.")],
+    split: Annotated[str, typer.Option(help="Where the data has several.")] = "train",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of prompt and completion together.")] = None,
+    truncation: Annotated[str, typer.Option(help="drop, keep-start or keep-end.")] = "drop",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+) -> None:
+    """Report on a reward model: accuracy on held-out pairs, by length and margin, calibration, love of length."""
+    from prefopt.cli.evaluate import run_evaluate
+
+    settings = {"split": split, "max_length": max_length, "truncation": truncation}
+    run_evaluate(model, data, out, settings, trust_remote_code)
+
+
+@app.command()
 def verify(
     target: Annotated[str, typer.Argument(help="FILE.py:NAME or module:NAME, a function or an Objective.")] = "",
     as_: Annotated[str | None, typer.Option("--as", help="The loss that a function is meant to be.")] = None,

@@ -43,7 +43,8 @@ class RewardModel:
     ) -> None:
         self.model = model
         self.tokenizer, _ = settle_padding(model, tokenizer)
-        self.encoder = Encoder(self.tokenizer, DataSettings(template_args=dict(template_args or {})))
+        self.template_args = dict(template_args or {})
+        self.encoder = Encoder(self.tokenizer, DataSettings(template_args=self.template_args))
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
 
     @classmethod
@@ -137,7 +138,7 @@ class RewardModel:
         return output.logits[:, 0].tolist()
 
 
-def is_reward_model(name: str | Path) -> bool:
+def is_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> bool:
     """Whether a folder holds a reward model (or its adapter); of a hub id, whether its files say so.
 
     Raises:
@@ -151,7 +152,7 @@ def is_reward_model(name: str | Path) -> bool:
     if adapter.is_file():
         return json.loads(adapter.read_text()).get("task_type") == "SEQ_CLS"
     try:
-        return is_classifier(AutoConfig.from_pretrained(str(name)))
+        return is_classifier(AutoConfig.from_pretrained(str(name), trust_remote_code=trust_remote_code))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model {str(name)!r} was found neither as a folder nor on the hub: check the name."

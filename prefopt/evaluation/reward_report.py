@@ -1,0 +1,228 @@
+"""What a reward model is worth on pairs that it was not trained on: accuracy, calibration, and its love of length."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prefopt.data import TokenizedDataset
+from prefopt.errors import UsageError
+from prefopt.rollouts.reward_model import RewardModel
+
+BINS = 10
+"""Bins of confidence, of equal width from ½ to 1."""
+STRONG = 0.4
+"""The rank correlation of score with length from which on the report warns."""
+Z = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Held-out pairs with the scores that a model gives; one entry per pair in each.
+
+    Attributes:
+        chosen, rejected: r(x, y_w) and r(x, y_l).
+        chosen_lengths, rejected_lengths: tokens of the completions.
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    chosen_lengths: np.ndarray
+    rejected_lengths: np.ndarray
+
+    @property
+    def margins(self) -> np.ndarray:
+        """r(x, y_w) − r(x, y_l)."""
+        return self.chosen - self.rejected
+
+    @property
+    def right(self) -> np.ndarray:
+        """1 where the chosen completion scores higher, ½ where both score the same, else 0."""
+        return (self.margins > 0) + 0.5 * (self.margins == 0)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share with its 95 % interval (Wilson).
+
+    Attributes:
+        name: what it is of.
+        n: pairs.
+        value, low, high: from 0 to 1.
+    """
+
+    name: str
+    n: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pairs of which the model is about equally sure.
+
+    Attributes:
+        confidence: mean of σ(|r_w − r_l|), what the model gives to the completion that it prefers.
+        right: how often it is right.
+    """
+
+    confidence: float
+    right: Share
+
+
+@dataclass(frozen=True)
+class RewardReport:
+    """The numbers of the report.
+
+    Attributes:
+        accuracy: share of pairs whose chosen completion scores higher; ties count one half.
+        by_length: the same for the thirds of the pairs by how much longer the chosen completion is.
+        by_margin: the same for the thirds by |r_w − r_l|.
+        loss: mean −log σ(r_w − r_l), in nats; log 2 is what a model without an opinion gets.
+        brier: mean (1 − σ(r_w − r_l))²; ¼ without an opinion.
+        ece: expected calibration error, Σ n_b/n |right_b − confidence_b| over the bins.
+        bins: those that hold pairs.
+        spearman, pearson: correlation of score with length over all completions; None where either is constant.
+        prefers_longer: share of the pairs of different length in which the model prefers the longer completion.
+        longer_is_chosen: in which the annotators did; None without such pairs, both.
+        warnings: lines on what should worry.
+    """
+
+    accuracy: Share
+    by_length: tuple[Share, ...]
+    by_margin: tuple[Share, ...]
+    loss: float
+    brier: float
+    ece: float
+    bins: tuple[Bin, ...]
+    spearman: float | None
+    pearson: float | None
+    prefers_longer: float | None
+    longer_is_chosen: float | None
+    warnings: tuple[str, ...]
+
+
+def score_pairs(model: RewardModel, data: TokenizedDataset) -> ScoredPairs:
+    """Score both completions of every pair.
+
+    Raises:
+        UsageError: the dataset does not hold pairs.
+    """
+    if data.kind != "pairs":
+        raise UsageError(f"a reward model is evaluated on pairs, not on {data.kind}.")
+    rows = [np.concatenate([each.prompt, each.completions[k]]) for k in (0, 1) for each in data.examples]
+    lengths = [int(each.mask(k).sum()) for k in (0, 1) for each in data.examples]
+    scores, n = np.asarray(model.score(rows)), len(data.examples)
+    return ScoredPairs(scores[:n], scores[n:], np.asarray(lengths[:n]), np.asarray(lengths[n:]))
+
+
+def report_on(pairs: ScoredPairs) -> RewardReport:
+    """The report on at least one pair.
+
+    Raises:
+        UsageError: a score is not a finite number.
+    """
+    if not np.isfinite([pairs.chosen, pairs.rejected]).all():
+        raise UsageError("the model gives scores that are not finite numbers: its weights or its precision are broken.")
+    margins, right = pairs.margins, pairs.right
+    longer = pairs.chosen_lengths - pairs.rejected_lengths
+    bins = reliability(margins, right)
+    scores = np.concatenate([pairs.chosen, pairs.rejected])
+    lengths = np.concatenate([pairs.chosen_lengths, pairs.rejected_lengths])
+    differ = longer != 0
+    prefers = np.where(longer > 0, right, 1 - right)[differ]
+    measured = {
+        "accuracy": share("all pairs", right),
+        "by_length": thirds(longer, right, ("chosen shorter", "similar length", "chosen longer"), "{:+.0f} tokens"),
+        "by_margin": thirds(np.abs(margins), right, ("close", "in between", "far apart"), "{:.2g}"),
+        "loss": float(np.logaddexp(0, -margins).mean()),
+        "brier": float(((1 - _sigmoid(margins)) ** 2).mean()),
+        "ece": sum(one.right.n * abs(one.right.value - one.confidence) for one in bins) / len(right),
+        "bins": bins,
+        "spearman": correlation(ranks(scores), ranks(lengths)),
+        "pearson": correlation(scores, lengths),
+        "prefers_longer": float(prefers.mean()) if differ.any() else None,
+        "longer_is_chosen": float((longer > 0)[differ].mean()) if differ.any() else None,
+    }
+    return RewardReport(**measured, warnings=tuple(_warnings(measured)))
+
+
+def _warnings(measured: dict) -> list[str]:
+    found = []
+    accuracy, rank = measured["accuracy"], measured["spearman"]
+    if accuracy.low <= 0.5:
+        found.append(
+            f"accuracy is {accuracy.value:.1%}, which {accuracy.n} pairs cannot tell from guessing "
+            f"(95 % interval {accuracy.low:.1%} to {accuracy.high:.1%})."
+        )
+    if rank is not None and abs(rank) >= STRONG:
+        how = "longer" if rank > 0 else "shorter"
+        model, people = measured["prefers_longer"], measured["longer_is_chosen"]
+        if rank < 0 and model is not None:
+            model, people = 1 - model, 1 - people
+        found.append(
+            f"the score follows length (Spearman {rank:+.2f})"
+            + (
+                f": the model prefers the {how} completion in {model:.0%} of pairs, the data in {people:.0%}."
+                if model is not None
+                else "."
+            )
+        )
+    return found
+
+
+def share(name: str, right: np.ndarray) -> Share:
+    """The mean of 0, ½ and 1 with its Wilson interval."""
+    n, value = len(right), float(np.mean(right))
+    middle = (value + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(value * (1 - value) / n + Z * Z / (4 * n * n))
+    return Share(name, n, value, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def thirds(values: np.ndarray, right: np.ndarray, names: Sequence[str], form: str) -> tuple[Share, ...]:
+    """Accuracy in three parts of about the same size, from the smallest values to the largest.
+
+    Equal values stay together, so that a part may be larger than a third, or empty and left out.
+    """
+    cuts = np.quantile(values, [1 / 3, 2 / 3], method="lower")
+    part = (values > cuts[0]).astype(int) + (values > cuts[1])
+    found = []
+    for number, name in enumerate(names):
+        inside = part == number
+        if inside.any():
+            low, high = (form.format(edge) for edge in (values[inside].min(), values[inside].max()))
+            found.append(share(f"{name} ({low})" if low == high else f"{name} ({low} to {high})", right[inside]))
+    return tuple(found)
+
+
+def reliability(margins: np.ndarray, right: np.ndarray) -> tuple[Bin, ...]:
+    """How often the model is right about pairs of which it is so and so sure."""
+    confidence = _sigmoid(np.abs(margins))
+    place = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    found = []
+    for number in range(BINS):
+        inside = place == number
+        if inside.any():
+            edges = f"{0.5 + number / (2 * BINS):.2f} to {0.5 + (number + 1) / (2 * BINS):.2f}"
+            found.append(Bin(float(confidence[inside].mean()), share(edges, right[inside])))
+    return tuple(found)
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0; equals share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts + 1) / 2)[inverse]
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Pearson's; None where one of them is constant."""
+    a, b = a - np.mean(a), b - np.mean(b)
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / scale if scale > 0 else None
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -values))
