@@ -48,8 +48,8 @@ def test_best_of_keeps_the_highest_rewards_and_the_first_of_a_tie() -> None:
     samples = [Sample(np.array([i], dtype=np.int32), str(i), True) for i in range(4)]
     prompt = online(args={"max_steps": 1}).train_dataset[0]
     group = Group(prompt, samples, [0.1, 0.9, 0.9, 0.5])
-    assert [e.completions[0].tolist() for e in BestOf()(group)] == [[1]]
-    assert [e.completions[0].tolist() for e in BestOf(keep=3)(group)] == [[1], [2], [3]]
+    assert [e.completions[0].tolist() for e in BestOf().of_group(group)] == [[1]]
+    assert [e.completions[0].tolist() for e in BestOf(keep=3).of_group(group)] == [[1], [2], [3]]
 
 
 def test_evaluation_samples_with_a_fixed_seed() -> None:
