@@ -56,6 +56,15 @@ _IDENTITIES = {
         "cal_dpo": "logistic loss plus SPPO's squares",
     },
 }
+_ENUMERATED = {
+    "test_the_expected_gradient_at_ratio_1_is_the_policy_gradient": dict.fromkeys(
+        ("ppo", "dapo", "cispo", "reinforce"), "on its own samples the expected gradient is that of E r − β KL"
+    ),
+    "test_dr_grpo_is_k_minus_1_over_k_of_it": {"dr_grpo": "on its own groups (k−1)/k of the gradient of E r, over M"},
+    "test_the_optimum_of_regularised_rl": {"ppo": "followed to its end: π_ref exp(r/β), of value β log Z"},
+}
+"""Expectations over all completions of a small policy, groups of them included."""
+
 _PUBLISHED = {
     "tests/verify/test_author_code.py": {
         "dpo": "eric-mitchell/direct-preference-optimization",
@@ -88,6 +97,7 @@ _PUBLISHED = {
         "tdpo2": "Vance0124/Token-level-Direct-Preference-Optimization",
         "wpo": "wzhouad/WPO",
     },
+    "tests/objectives/test_policy_gradient.py": {"value": "openai/lm-human-preferences"},
 }
 """Numbers computed by the authors' own code."""
 
@@ -109,6 +119,10 @@ _INDEPENDENT = {
         "rpo_nll": "LuJunru/SamPO",
         "alphapo": "TRL at 04fd120",
     },
+    "tests/objectives/test_policy_gradient.py": {
+        "ppo": "verl-project/verl, openai/lm-human-preferences",
+        **dict.fromkeys(("value", "grpo", "dr_grpo", "dapo", "gspo", "cispo"), "verl-project/verl"),
+    },
 }
 """The installed TRL, and numbers computed by code of others than the authors."""
 
@@ -116,8 +130,12 @@ _INDEPENDENT = {
 def evidence(name: str) -> list[Evidence]:
     """All that speaks for an objective, strongest first."""
     found = [
-        Evidence(OPTIMUM, cases[name], f"tests/verify/{file}::{test}")
-        for file, table in (("test_optima.py", _OPTIMA), ("test_identities.py", _IDENTITIES))
+        Evidence(OPTIMUM, cases[name], f"tests/{file}::{test}")
+        for file, table in (
+            ("verify/test_optima.py", _OPTIMA),
+            ("verify/test_identities.py", _IDENTITIES),
+            ("objectives/test_policy_gradient_exact.py", _ENUMERATED),
+        )
         for test, cases in table.items()
         if name in cases
     ]

@@ -39,6 +39,7 @@ def test_no_evidence_for_names_that_are_not_registered() -> None:
     tables = (
         *module._OPTIMA.values(),
         *module._IDENTITIES.values(),
+        *module._ENUMERATED.values(),
         *module._PUBLISHED.values(),
         *module._INDEPENDENT.values(),
     )
