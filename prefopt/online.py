@@ -148,13 +148,18 @@ class OnlineRun:
         with critic.activated(policy) as body:
             with context():
                 loss = self.value(self._valued(body, batch))
-                share = self.algorithm.critic.vf_coef * step_loss(loss, denominators)
+                share = self.algorithm.critic.vf_coef * step_loss(loss, denominators, accelerator.num_processes)
             accelerator.backward(share)
-        if accelerator.sync_gradients and accelerator.num_processes > 1:
-            # The wrapper of parallel training knows nothing of these weights. Shares of one step add up over processes.
-            for weight in critic.parameters(policy):
-                weight.grad = accelerator.reduce(weight.grad, "sum")
         return loss.metrics
+
+    def average_critic(self, policy: nn.Module, accelerator: Accelerator) -> None:
+        """At the end of a step, average the critic's gradients over processes, as the policy's are.
+
+        The wrapper of parallel training knows nothing of these weights.
+        """
+        if accelerator.sync_gradients and accelerator.num_processes > 1:
+            for weight in self.critic.parameters(policy):
+                weight.grad = accelerator.reduce(weight.grad, "mean")
 
     def _valued(self, body: nn.Module, batch: Mapping[str, Any]) -> Rollouts:
         """The micro-batch with the critic's values, and without log-probabilities, which it does not read."""

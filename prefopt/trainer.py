@@ -361,22 +361,27 @@ class Trainer(transformers.Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Step | None = None) -> Tensor:
         """Forward and backward of the policy; then those of a critic of its own, one role after the other."""
         share = super().training_step(model, inputs, num_items_in_batch)
-        if self.online is not None and self.online.separate_critic is not None:
+        if self.online is None or self.online.critic is None:
+            return share
+        if self.online.separate_critic is not None:
             context = self.compute_loss_context_manager
             self._means.add(
                 self.online.train_critic(
                     self.policy, inputs, num_items_in_batch.denominators, self.accelerator, context
                 )
             )
+        self.online.average_critic(self.policy, self.accelerator)
         return share
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        """Clip the policy's gradients, and those of a critic of its own by themselves."""
-        if self.online is None or self.online.separate_critic is None:
+        """Clip the policy's gradients, and those of a critic of its own by themselves; a head is part of the policy."""
+        if self.online is None or self.online.critic is None:
             return super()._clip_grad_norm(model)
-        own = self.online.separate_critic.parameters(self.policy)
+        own = self.online.critic.parameters(self.policy)
         mine = {id(weight) for weight in own}
         rest = [weight for weight in model.parameters() if id(weight) not in mine]
+        if self.online.separate_critic is None:
+            return self.accelerator.clip_grad_norm_([*rest, *own], self.args.max_grad_norm)
         norm = self.accelerator.clip_grad_norm_(rest, self.args.max_grad_norm)
         nn.utils.clip_grad_norm_(own, self.args.max_grad_norm)
         return norm
