@@ -10,16 +10,14 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from helpers import trainer
 from online_runs import ADAPTER, PROMPTS, Spy, online, worth
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainerCallback
 
 import prefopt
 from prefopt.models.adapters import CRITIC_ADAPTER, REFERENCE_ADAPTER, REWARD_ADAPTER
-from prefopt.scoring import Layout, pad_tokens, score, score_values
-from prefopt.steps import labels_of
+from prefopt.scoring import Layout, score, score_values
 
 CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-LARGE = {"r": 4, "init_lora_weights": True}
 
 
 class Gradients(TrainerCallback):
@@ -87,8 +85,6 @@ def value_error(values: torch.Tensor, batch: dict) -> torch.Tensor:
 
 def apart(run: prefopt.Trainer, weights: dict, adapter: str) -> PeftModel:
     """A model of its own with one of the run's adapters and nothing else: base and adapter copied."""
-    from peft import LoraConfig, get_peft_model
-
     model = get_peft_model(tiny.model(0, torch.float64), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=32,
                                                                     target_modules="all-linear"))  # fmt: skip
     own = dict(model.named_parameters())
@@ -240,6 +236,11 @@ def test_the_saved_policy_is_the_policy_alone(tmp_path: Path) -> None:
     assert all(torch.equal(found[k], v) for k, v in trained.items())
 
 
+def bases() -> list[torch.nn.Module]:
+    """All language models and quantized layers in memory."""
+    return [one for one in gc.get_objects() if type(one) in (LlamaForCausalLM, Linear4bit)]
+
+
 def test_four_roles_of_a_quantized_run_share_one_base(tmp_path: Path) -> None:
     base = tiny.save(tmp_path / "base")
     reward = trainer("reward", tiny.pairs(4), model=str(base), adapter="qlora", args={"max_steps": 1})
@@ -250,15 +251,13 @@ def test_four_roles_of_a_quantized_run_share_one_base(tmp_path: Path) -> None:
     sft.save_model(str(tmp_path / "sft"))
     del reward, sft
     gc.collect()
-    before = {id(one) for one in gc.get_objects() if isinstance(one, (LlamaForCausalLM, Linear4bit))}
+    before = {id(one) for one in bases()}
     arguments = {"adapter": "qlora", "reward": str(tmp_path / "rm"), "args": {"max_steps": 2, "learning_rate": 1e-2}}
     run = online(prefopt.get_algorithm("ppo", passes=2), model=str(tmp_path / "sft"), **arguments)
     spy = Spy(run)
     run.train()
     gc.collect()
-    mine = [
-        one for one in gc.get_objects() if isinstance(one, (LlamaForCausalLM, Linear4bit)) and id(one) not in before
-    ]
+    mine = [one for one in bases() if id(one) not in before]
     assert sum(isinstance(one, LlamaForCausalLM) for one in mine) == 1
     assert sum(isinstance(one, Linear4bit) for one in mine) == 14
     assert set(run.policy.peft_config) == {"default", CRITIC_ADAPTER, REFERENCE_ADAPTER, REWARD_ADAPTER}
