@@ -322,7 +322,7 @@ def _labelled(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
 
 @draws(Ranked.kind)
 def _ranked(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
-    sizes = [drawing.source.integer(2, 4) for _ in range(rows)]
+    sizes = [drawing.source.integer(1 if drawing.needs.singles else 2, 4) for _ in range(rows)]
     group = [g for g, members in enumerate(sizes) for _ in range(members)]
     responses: list[Response] = []
     for i, g in enumerate(group):

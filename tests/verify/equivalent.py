@@ -9,6 +9,7 @@ CONSTANT = "a constant in both implicit rewards, which their difference cancels"
 SENTINEL = "any number above 1 sorts masked tokens behind the lots of the others, which lie between 0 and 1"
 BRANCHES = "both branches are the same function, and both have all digits where the choice between them moves"
 UNTAKEN = "the argument of a branch that is not taken"
+PADDED = "any number will do where the mask is False, because nothing there is summed"
 REFUSAL = "only which missing input is refused changes"
 
 EXPM1 = {
@@ -60,6 +61,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "positions: `keyed_uniform(ids[:, None], draw, side, place).masked_fill(~tokens.mask, 2.0)` becomes "
         "`keyed_uniform(ids[:, None], draw, side, place).masked_fill(~tokens.mask, 3.0)`": SENTINEL,
         "positions: `(size[:, None] - 1).clamp(min=0)` becomes `size[:, None] - 1`": EMPTY,
+    },
+    "value": {
+        "self.terms: `torch.where(batch.tokens.mask, x, 0.0)` becomes `torch.where(batch.tokens.mask, x, 1.0)`": PADDED
     },
     "wpo": {"_log_weight: `completions.lengths.clamp(min=1)` becomes `completions.lengths`": EMPTY},
     "wpo_weighted": {"_log_weight: `completions.lengths.clamp(min=1)` becomes `completions.lengths`": EMPTY},

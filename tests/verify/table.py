@@ -1,8 +1,10 @@
 """Write `docs/certification.md`: ``python tests/verify/table.py`` from the repository's root (some minutes).
 
-Runs the checks of every objective and its mutants, and lists what speaks for it.
+Runs the checks of every objective and its mutants, and lists what speaks for it. With names, or ``--new`` for those
+that the page lacks, only theirs are run, and the rows of the others stay as they are.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -31,8 +33,8 @@ Every registered objective is compared, value and gradient, with its equation in
 (`tests/reference`), put through the contract (padding, row order, micro-batches, undeclared inputs, purity, shapes) and
 required to be finite for margins up to 1e4. What else speaks for it is listed by class, strongest first:
 
-1. **optimum or identity**: the minimiser of its population loss on a small policy is the closed form, to 1e-8, or an
-   identity holds that a wrong loss would miss;
+1. **optimum or identity**: the minimiser of its population loss on a small policy is the closed form, to 1e-8, its
+   expected gradient on its own samples is the exact policy gradient, or an identity holds that a wrong loss would miss;
 2. **authors' code**: numbers computed by running the code that its authors published;
 3. **independent implementation**: TRL computes the same loss and gradient, or numbers computed by code of others agree.
 
@@ -75,28 +77,50 @@ def mutants_of(name: str) -> tuple[int, int, list[str]]:
     return len(results) - len(alive), len(results), alive
 
 
-def main() -> None:
+Row = tuple[list[str], str, list[str]]
+"""Marks, mutants killed, and survivors of one objective."""
+
+
+def row(name: str) -> Row:
+    """Run everything for one objective."""
+    print(name, file=sys.stderr)
+    marks = ["✓" if ok else "✗" for ok in column(name).values()]
+    if REGISTRY[name].fixed:
+        return marks, "as its base", []
+    killed, tried, alive = mutants_of(name)
+    return marks, f"{killed} of {tried}" if tried else "made of others", [f"- `{name}`, {text}" for text in alive]
+
+
+def on_the_page() -> dict[str, Row]:
+    """The rows as they were written last."""
+    page = Path(PAGE).read_text()
+    survivors_ = page.partition("## Survivors")[2].partition("\n## ")[0].splitlines()
+    found = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 8 and cells[0].startswith("`"):
+            name = cells[0].strip("`")
+            found[name] = cells[2:6], cells[6], [one for one in survivors_ if one.startswith(f"- `{name}`,")]
+    return found
+
+
+def main(asked: list[str]) -> None:
     names = objectives.names()
+    known = on_the_page() if asked else {}
+    rows = {name: known[name] if name in known and name not in asked else row(name) for name in names}
     lines = ["| objective | arXiv | value | gradient | contract | finite | mutants killed | evidence |"]
     lines.append("| --- " * 8 + "|")
-    killed = tried = 0
-    open_: list[str] = []
-    for name in names:
-        print(name, file=sys.stderr)
-        marks = ["✓" if ok else "✗" for ok in column(name).values()]
-        mutants = "as its base" if REGISTRY[name].fixed else ""
-        if not REGISTRY[name].fixed:
-            k, t, alive = mutants_of(name)
-            killed, tried = killed + k, tried + t
-            open_ += [f"- `{name}`, {text}" for text in alive]
-            mutants = f"{k} of {t}" if t else "made of others"
+    for name, (marks, mutants, _) in rows.items():
         kinds = [kind for kind in CLASSES if any(one.kind == kind for one in evidence(name))]
         classes = f"{verdict(name)}: {', '.join(kinds)}" if kinds else verdict(name)
         arxiv = REGISTRY[name].cls.about.arxiv or "—"
         lines.append(f"| `{name}` | {arxiv} | {' | '.join(marks)} | {mutants} | {classes} |")
+    counts = [re.fullmatch(r"(\d+) of (\d+)", mutants) for _, mutants, _ in rows.values()]
+    killed, tried = (sum(int(count[i]) for count in counts if count) for i in (1, 2))
     argued = sum(len(texts) for texts in EQUIVALENT.values())
     rate = 100 * killed / max(tried, 1)
     total = f"\n{killed} of {tried} mutants are killed ({rate:.1f} %); {argued} more are the same loss.\n"
+    open_ = [survivor for _, _, survivors_ in rows.values() for survivor in survivors_]
     alive = "\n## Survivors\n\n" + ("\n".join(open_) or "None.") + "\n"
     Path(PAGE).write_text(HEAD + "\n".join(lines) + "\n" + total + alive + arguments() + details(names))
 
@@ -120,4 +144,4 @@ def arguments() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -40,6 +40,7 @@ def test_no_evidence_for_names_that_are_not_registered() -> None:
         *module._OPTIMA.values(),
         *module._IDENTITIES.values(),
         *module._ENUMERATED.values(),
+        *module._REWARD_MODELS.values(),
         *module._PUBLISHED.values(),
         *module._INDEPENDENT.values(),
     )
