@@ -89,6 +89,11 @@ _RECIPES = {
     **dict.fromkeys(("simpo", "alphapo", "cpo", "cpo_simpo", "slic"), _recipe(1e-6)),
     # Of ORPO: they imitate the best completion and have no reference.
     **dict.fromkeys(("rrhf", "pro"), _recipe(8e-6)),
+    # Reward models. The rate is that of Llama 2 (arXiv 2307.09288), the batch InstructGPT's; a second epoch overfits.
+    **dict.fromkeys(
+        ("reward", "reward_margin", "reward_kwise", "reward_best_of_k", "reward_regression"),
+        _recipe(1e-5, batch=64, micro_batch=8),
+    ),
     # Imitation.
     "sft": _recipe(2e-5),
     **dict.fromkeys(("rejection_sampling", "rest_em"), _recipe(2e-5, batch=16)),

@@ -34,7 +34,7 @@ def run_evaluate(model: str, data: str, out: str, settings: dict[str, Any], trus
     for line in lines:
         say(line)
     report = report_on(score_pairs(reward, dataset))
-    facts = {"model": model, "data": data, "pairs": dataset.audit.lines()[0], "prefopt": __version__}
+    facts = {"model": model, "data": data, "rows": dataset.audit.lines()[0], "prefopt": __version__}
     path = write_reward_report(report, facts, Path(out))
     Console().print(printed(report), markup=False)
     say(f"report in {path}")

@@ -135,8 +135,8 @@ def report_on(pairs: ScoredPairs) -> RewardReport:
     prefers = np.where(longer > 0, right, 1 - right)[differ]
     measured = {
         "accuracy": share("all pairs", right),
-        "by_length": thirds(longer, right, ("chosen shorter", "similar length", "chosen longer"), "{:+.0f} tokens"),
-        "by_margin": thirds(np.abs(margins), right, ("close", "in between", "far apart"), "{:.2g}"),
+        "by_length": thirds(longer, right, ("chosen shorter", "similar length", "chosen longer"), "+.0f", " tokens"),
+        "by_margin": thirds(np.abs(margins), right, ("close", "in between", "far apart"), ".2g"),
         "loss": float(np.logaddexp(0, -margins).mean()),
         "brier": float(((1 - _sigmoid(margins)) ** 2).mean()),
         "ece": sum(one.right.n * abs(one.right.value - one.confidence) for one in bins) / len(right),
@@ -181,7 +181,7 @@ def share(name: str, right: np.ndarray) -> Share:
     return Share(name, n, value, max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def thirds(values: np.ndarray, right: np.ndarray, names: Sequence[str], form: str) -> tuple[Share, ...]:
+def thirds(values: np.ndarray, right: np.ndarray, names: Sequence[str], form: str, unit: str = "") -> tuple[Share, ...]:
     """Accuracy in three parts of about the same size, from the smallest values to the largest.
 
     Equal values stay together, so that a part may be larger than a third, or empty and left out.
@@ -192,8 +192,9 @@ def thirds(values: np.ndarray, right: np.ndarray, names: Sequence[str], form: st
     for number, name in enumerate(names):
         inside = part == number
         if inside.any():
-            low, high = (form.format(edge) for edge in (values[inside].min(), values[inside].max()))
-            found.append(share(f"{name} ({low})" if low == high else f"{name} ({low} to {high})", right[inside]))
+            low, high = (format(edge, form) for edge in (values[inside].min(), values[inside].max()))
+            edges = low if low == high else f"{low} to {high}"
+            found.append(share(f"{name} ({edges}{unit})", right[inside]))
     return tuple(found)
 
 

@@ -29,7 +29,8 @@ def rows(name: str, n: int) -> list[dict]:
         return tiny.ranked(n)
     if kind == "labelled":
         return tiny.labelled(n)
-    return [{**row, "preference": 0.6 + 0.05 * (i % 8)} for i, row in enumerate(tiny.pairs(n))]
+    labels = [{"preference": 0.6 + 0.05 * (i % 8), "margin": 0.25 * (i % 4)} for i in range(n)]
+    return [{**row, **label} for row, label in zip(tiny.pairs(n), labels, strict=True)]
 
 
 def reference(name: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module | None:
@@ -61,7 +62,10 @@ def test_the_loss_falls_on_one_batch_and_the_adapter_moves(name: str) -> None:
     assert all(torch.isfinite(torch.tensor(history)))
     assert history[-1] < history[0] - 0.02 * abs(history[0]), history
     moved = {key for key, value in run.model.named_parameters() if not torch.equal(value, before[key])}
-    assert moved == {key for key in before if "lora_" in key}
+    # The head of a reward model is trained whole, beside the adapter.
+    head = {key for key in before if "score.modules_to_save" in key}
+    assert len(head) == get_objective(name).needs.rewards
+    assert moved == head | {key for key in before if "lora_" in key}
 
 
 def steps(name: str, batch: int, accumulation: int) -> prefopt.Trainer:
