@@ -62,6 +62,9 @@ _ENUMERATED = {
     ),
     "test_dr_grpo_is_k_minus_1_over_k_of_it": {"dr_grpo": "on its own groups (k−1)/k of the gradient of E r, over M"},
     "test_the_optimum_of_regularised_rl": {"ppo": "followed to its end: π_ref exp(r/β), of value β log Z"},
+    "test_xpo_is_online_dpo_and_a_push_away_from_the_reference": {
+        "xpo": "DPO minus α (KL(π_ref ‖ π) + H(π_ref)) on samples of both"
+    },
 }
 """Expectations over all completions of a small policy, groups of them included."""
 _REWARD_MODELS = {

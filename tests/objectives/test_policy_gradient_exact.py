@@ -485,3 +485,33 @@ def test_online_ipo_stands_still_at_the_nash_equilibrium(seed: int) -> None:
     for _ in range(20):  # nobody gains by leaving it
         other = torch.log_softmax(logps + tree.normal(len(tree)), 0)
         assert payoff(other, logps) < 0.5 < payoff(logps, other)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_xpo_is_online_dpo_and_a_push_away_from_the_reference(seed: int) -> None:
+    """One sample of the policy against one of the reference: the bonus is −α(KL(π_ref ‖ π) + H(π_ref)) on average."""
+    tree, table, reference = setting(3, 2, seed)
+    preference, alpha = preferences(tree), 0.3
+    own, other = torch.cartesian_prod(torch.arange(len(tree)), torch.arange(len(tree))).T
+    weights = tree.probabilities(table)[own] * tree.probabilities(reference)[other]
+
+    def loss(name: str, table: Tensor, **options: float) -> Tensor:
+        total, ref = tree.total(table), tree.total(reference)
+        found = torch.zeros((), dtype=torch.float64)
+        for won, lost, p in ((own, other, preference[own, other]), (other, own, preference[other, own])):
+            by_reference = torch.full(own.shape, won is other)
+            pairs = Pairs.from_sums(total[won], total[lost], ref[won], ref[lost], sampled_by_reference=by_reference)
+            terms = get_objective(name, beta=0.2, **options)(pairs).terms.values()
+            found = found + sum(term.weight * (weights * p * term.values).sum() for term in terms)
+        return found
+
+    bonus = -alpha * (tree.probabilities(reference) * -tree.total(table)).sum()
+    both = loss("dpo", table) + bonus
+    assert_close(loss("xpo", table, alpha=alpha), both)
+    assert_close(gradient(loss("xpo", table, alpha=alpha), table), gradient(both, table))
+    kl = (tree.probabilities(reference) * (tree.total(reference) - tree.total(table))).sum()
+    entropy = -(tree.probabilities(reference) * tree.total(reference)).sum()
+    assert_close(bonus, -alpha * (kl + entropy))
+    still = reference.clone().requires_grad_()
+    difference = loss("xpo", still, alpha=alpha) - loss("dpo", still)
+    assert_close(gradient(difference, still), torch.zeros_like(still))
