@@ -171,11 +171,27 @@ def load_reward_model(name: str, settings: ModelSettings, *, trains_adapter: boo
         if isinstance(error, ModelError):
             raise
         raise ModelError(_why_not_loaded(name, error, "sequence classifier")) from error
-    missing = {key for key in report["missing_keys"] if key.split(".")[0] != HEAD}
-    if missing:
-        raise ModelError(f"{name} lacks the weights of {sorted(missing)[0]} and {len(missing) - 1} others.")
-    fresh = any(key.split(".")[0] == HEAD for key in report["missing_keys"])
-    return _keep_precision(to_reward_model(model, fresh=fresh))
+    missing = set(report["missing_keys"])
+    fresh = any(key.split(".")[0] == HEAD for key in missing)
+    missing -= {key for key in missing if key.split(".")[0] == HEAD}
+    borrows = missing and all("embed" in key or "wte" in key for key in missing)
+    if borrows:
+        _borrow_embeddings(model, name, settings)
+    elif missing:
+        raise ModelError(f"{name} lacks the weights {', '.join(sorted(missing)[:3])}: its files are not complete.")
+    model = to_reward_model(model, fresh=fresh)
+    head_of(model).borrows = bool(borrows)
+    return _keep_precision(model)
+
+
+def _borrow_embeddings(model: PreTrainedModel, name: str, settings: ModelSettings) -> None:
+    """Take tied embeddings that a checkpoint stores under the language model's head, where a classifier has no name
+    for them; transformers would leave them random."""
+    own = model.get_input_embeddings().weight
+    options = {"dtype": own.dtype, "trust_remote_code": settings.trust_remote_code}
+    whole = AutoModelForCausalLM.from_pretrained(name, **options)
+    with torch.no_grad():
+        own.copy_(whole.get_input_embeddings().weight)
 
 
 @contextmanager

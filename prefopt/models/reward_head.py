@@ -25,9 +25,11 @@ class RewardHead(nn.Linear):
 
     Attributes:
         fresh: whether its weights were drawn here rather than loaded.
+        borrows: whether the embeddings came from the head of the language model, where its checkpoint has them.
     """
 
     fresh: bool = False
+    borrows: bool = False
 
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -154,6 +156,8 @@ def settle_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tupl
     trained_before = not _heads(model)[0].fresh
     pad = known if trained_before and known is not None and 0 <= known < size else _padding(tokenizer, size)
     lines = [_FRESH.format(model.config.model_type)] if head_of(model).fresh else []
+    if _heads(model)[0].borrows and isinstance(model, PeftModel):
+        lines.append(_BORROWS)
     if pad == tokenizer.eos_token_id:
         lines.append(
             f"padding is {tokenizer.eos_token!r}, the end-of-sequence token (the tokenizer has no other that could "
@@ -168,6 +172,12 @@ def settle_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tupl
 
 
 _FRESH = "this {} is a language model: it gets a reward head, drawn at random"
+
+
+_BORROWS = (
+    "the base's checkpoint stores its embeddings as the language model's head, where other tools miss them when they "
+    "load a classifier: save it anew for them, AutoModelForCausalLM.from_pretrained(base).save_pretrained(new)"
+)
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase, size: int) -> int:

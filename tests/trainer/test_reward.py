@@ -11,6 +11,7 @@ import tiny
 import torch
 from helpers import Watch, losses, trainer
 from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
@@ -279,6 +280,27 @@ def test_a_fresh_head_is_announced_and_an_old_one_is_not(tmp_path: Path, capsys:
     assert "this llama is a language model: it gets a reward head, drawn at random" in capsys.readouterr().err
     trainer("reward", tiny.pairs(4), model=str(tmp_path / "out"), args={"max_steps": 1})
     assert "drawn at random" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_tied_embeddings_are_found_under_the_head_of_the_language_model(
+    adapter: str | None, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Where a checkpoint has them there, a classifier has no name for them, and transformers draws them at random."""
+    model = tiny.model()
+    model.config.tie_word_embeddings = True
+    weights = {name: value.clone() for name, value in model.state_dict().items() if "embed" not in name}
+    weights["lm_head.weight"] = model.model.embed_tokens.weight.detach().clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model.config.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    run = trainer("reward", tiny.pairs(4), model=str(tmp_path), adapter=adapter)
+    assert torch.equal(run.model.get_input_embeddings().weight, model.model.embed_tokens.weight)
+    assert ("stores its embeddings as the language model's head" in capsys.readouterr().err) == (adapter is not None)
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="its files are not complete"):
+        trainer("reward", tiny.pairs(4), model=str(tmp_path))
 
 
 def classifier(labels: int, folder: Path) -> str:
