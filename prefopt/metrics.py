@@ -1,6 +1,6 @@
 """Means over rows that arrive in micro-batches, on several ranks, between two moments of logging."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,8 +20,19 @@ class Means:
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._counts[name] = self._counts.get(name, 0) + value.numel()
 
+    @property
+    def names(self) -> list[str]:
+        """Of the values that were added since the last `drain`."""
+        return sorted(self._sums)
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Know names that only other ranks have added values under."""
+        for name in names:
+            self._sums.setdefault(name, torch.zeros((), dtype=torch.float64))
+            self._counts.setdefault(name, 0)
+
     def drain(self, gather: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """The means over all ranks since the last call. Every rank must have added the same names.
+        """The means over all ranks since the last call. Every rank must know the same names.
 
         Args:
             gather: maps a tensor [1, m] of this rank to [ranks, m] of all.

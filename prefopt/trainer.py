@@ -1,6 +1,7 @@
 """The one trainer: data, scoring, an objective, and transformers' training loop."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -404,11 +405,16 @@ class Trainer(transformers.Trainer):
 
     def _gather(self, observed: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Concatenate observations over micro-batches and ranks, on this rank's device."""
-        own = {key: torch.cat([part[key] for part in observed]) for key in observed[0]}
-        if not own or self.args.world_size == 1:
-            return own
-        everyone = gather_object([{key: value.cpu() for key, value in own.items()}])
-        return {key: torch.cat([part[key] for part in everyone]).to(self.args.device) for key in own}
+        if not self.objective.needs.observes:
+            return {}
+        parts = observed
+        if self.args.world_size > 1:
+            parts = self._everyones([{key: value.cpu() for key, value in part.items()} for part in observed])
+        return {key: torch.cat([part[key] for part in parts]).to(self.args.device) for key in parts[0]} if parts else {}
+
+    def _everyones(self, own: list) -> list:
+        """What every process has, one after the other. They may have different numbers of things, or none."""
+        return own if self.args.world_size == 1 else gather_object(own)
 
     def _denominators(self, batches: list[Mapping[str, Any]]) -> dict[str, float]:
         counts = [self.scorer.counts(batch) for batch in batches]
@@ -439,7 +445,7 @@ class Trainer(transformers.Trainer):
         self.model.eval()
         kept, self._means = self._means, Means()
         sums: dict[str, tuple[Tensor, str, float]] = {}
-        counts = []
+        counts: Counter[str] = Counter()
         with torch.no_grad(), self.accelerator.autocast():
             batches = list(dataloader) if self.algorithm.online else dataloader
             state = self._evaluation_state(batches)
@@ -448,15 +454,13 @@ class Trainer(transformers.Trainer):
                 self.scorer.score_reference(self.policy, batch)
                 loss = self.objective(self.scorer.container(self.model, batch), state)
                 self._means.add(loss.metrics)
-                counts.append(loss.counts)
+                counts.update(loss.counts)
                 for name, term in loss.terms.items():
                     before = sums[name][0] if name in sums else 0.0
                     sums[name] = (before + term.values.double().sum(), term.per, term.weight)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        denominators = global_counts(counts, self.accelerator.gather, self.args.device)
-        own = torch.stack([w * total / max(denominators[per], 1) for total, per, w in sums.values()]).sum()
-        value = self.accelerator.gather(own.reshape(1)).sum().item()
-        metrics = {"loss": value, **self._means.drain(self.accelerator.gather, self.args.device)}
+        self._means.expect(self._everyones(self._means.names))
+        metrics = self._evaluation_loss(sums, counts) | self._means.drain(self.accelerator.gather, self.args.device)
         self._means = kept
         return EvalLoopOutput(
             predictions=None,
@@ -464,6 +468,17 @@ class Trainer(transformers.Trainer):
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=len(dataloader.dataset),
         )
+
+    def _evaluation_loss(
+        self, sums: Mapping[str, tuple[Tensor, str, float]], counts: Mapping[str, int]
+    ) -> dict[str, float]:
+        """From sums of terms and counts of units of this process; nothing where sampled prompts gave no example."""
+        totals = [(total.item(), per, weight) for total, per, weight in sums.values()]
+        everyone = self._everyones([(totals, dict(counts))] if totals else [])
+        if not everyone:
+            return {}
+        denominators = {unit: max(sum(own[unit] for _, own in everyone), 1) for unit in everyone[0][1]}
+        return {"loss": sum(w * total / denominators[per] for own, _ in everyone for total, per, w in own)}
 
     def _evaluation_state(self, batches: Any) -> State:
         """The state for a whole dataset: what is remembered stays as it is, what belongs to a step spans all of it."""
@@ -473,7 +488,9 @@ class Trainer(transformers.Trainer):
                 batch = self._prepare_inputs(batch)
                 self.scorer.score_reference(self.policy, batch)
                 observed.append(self.scorer.observe(self.policy, batch))
-        gathered = self._gather(observed) if observed else {}
+        gathered = self._gather(observed)
+        if self.objective.needs.observes and not gathered:
+            return self.objective_state
         return self.objective.prepare(self.objective_state, gathered, frozen=True)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -104,7 +104,9 @@ class RolloutMaker:
     def _examples(self, groups: list[Group], *, frozen: bool) -> list[TokenizedExample]:
         with torch.no_grad(), self.autocast():
             groups = self._scored(groups)
-        rollout = Rollout(groups, self.settings.max_new_tokens, self.controller.coefficient, self.gather)
+        # In an evaluation processes take turns of their own, and one may have nothing to give.
+        gather = _alone if frozen else self.gather
+        rollout = Rollout(groups, self.settings.max_new_tokens, self.controller.coefficient, gather)
         examples = self.source(rollout)
         self._watch(rollout, frozen=frozen)
         return examples
@@ -235,6 +237,10 @@ class RolloutMaker:
                 everyone = self.gather(kl)
                 self.controller.update(float(everyone.mean()), len(everyone))
         self.record(values)
+
+
+def _alone(own: Tensor) -> Tensor:
+    return own
 
 
 _NOTHING = (
