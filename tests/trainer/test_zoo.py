@@ -243,6 +243,17 @@ def test_real_judgements_train_a_real_model(name: str, shared: Path) -> None:
             }
             for row in judged
         ]
+    if "rated_margin" in get_objective(name).needs.labels:
+        # As HelpSteer2 writes it: negative where the first is better.
+        judged = [
+            {
+                "prompt": row["instruction"],
+                "response_1": row["output_1"],
+                "response_2": row["output_2"],
+                "preference_strength": 4 * (row["preference"] - 1.5),
+            }
+            for row in judged
+        ]
     run = prefopt.Trainer(
         folder,
         name,
