@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Trainer": "prefopt.trainer",
+    "Watch": "prefopt.watch",
     "algorithms": "prefopt.catalogue.algorithms",
     "explain": "prefopt.catalogue.explain",
     "get_algorithm": "prefopt.catalogue.algorithms",
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from prefopt.catalogue.explain import explain as explain
     from prefopt.objectives import get_objective as get_objective
     from prefopt.trainer import Trainer as Trainer
+    from prefopt.watch import Watch as Watch
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """One schema for YAML files, flags and Python: what a training run is."""
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 from typing import Any, Self
@@ -52,6 +53,7 @@ class RunConfig(BaseModel):
         data: ``train``, ``eval`` and fields of `DataSettings`.
         generation: fields of `GenerationSettings`.
         args: fields of ``transformers.TrainingArguments``.
+        watch: arguments of `prefopt.Watch`, which looks out for reward hacking.
         out: folder for the result; checkpoints go to ``out/checkpoints``.
         resume: continue from the newest checkpoint.
     """
@@ -68,6 +70,7 @@ class RunConfig(BaseModel):
     data: DataConfig = Field(default_factory=DataConfig)
     generation: dict[str, Any] = Field(default_factory=dict)
     args: dict[str, Any] = Field(default_factory=dict)
+    watch: dict[str, Any] = Field(default_factory=dict)
     out: str
     resume: bool = False
     trust_remote_code: bool = False
@@ -211,6 +214,22 @@ def make_trainer(config: RunConfig) -> Any:
         reward=config.reward,
         data=config.data.settings,
         generation=config.generation or None,
+        callbacks=[make_watch(config.watch)] if config.watch else (),
         args={"output_dir": str(Path(config.out) / "checkpoints"), **config.args},
         trust_remote_code=config.trust_remote_code,
     )
+
+
+def make_watch(settings: dict[str, Any]) -> Any:
+    """The `prefopt.Watch` of a run.
+
+    Raises:
+        UsageError: an unknown argument, with the nearest name.
+    """
+    from prefopt.watch import Watch
+
+    known = list(inspect.signature(Watch).parameters)
+    for key in settings:
+        if key not in known:
+            raise UsageError(f"watch has no setting {key!r}.{did_you_mean(key, known)} It has {', '.join(known)}.")
+    return Watch(**settings)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.batches import Batch, Completions, Labelled
+from prefopt.data import TokenizedDataset
 from prefopt.errors import UsageError
 from prefopt.models import Reference
 from prefopt.objective import Objective
@@ -141,3 +142,31 @@ def labels_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
 def rewards_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """r(x, y) of every row, [R]: the reward model's own output, at the last token before the padding."""
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, 0]
+
+
+@torch.no_grad()
+def pair_accuracy(policy: nn.Module, reference: Reference | None, pairs: TokenizedDataset, rows: int) -> float:
+    """The share of pairs whose chosen completion has the higher log π − log π_ref (log π without one); ties count ½.
+
+    Args:
+        policy: the model.
+        reference: its reference, or None.
+        pairs: a dataset of pairs.
+        rows: pairs per forward pass.
+    """
+    was_training = policy.training
+    policy.eval()
+    device = next(policy.parameters()).device
+    outcomes = []
+    for start in range(0, len(pairs), rows):
+        batch = pairs.collate([pairs[i] for i in range(start, min(start + rows, len(pairs)))])
+        batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        layout = _layout(batch)
+        values = score(policy, batch, layout)
+        if reference is not None:
+            with reference.activated(policy) as frozen:
+                values["logps"] = values["logps"] - score(frozen, batch, layout)["logps"]
+        chosen, rejected = to_completions(layout, values).logps.chunk(2)
+        outcomes.append((1 + torch.sign(chosen - rejected)) / 2)
+    policy.train(was_training)
+    return torch.cat(outcomes).mean().item()

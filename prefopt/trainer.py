@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,12 @@ from prefopt.models import (
 )
 from prefopt.models.adapters import is_adapter_model
 from prefopt.models.export import RUN_FILE
-from prefopt.objective import Objective, State
+from prefopt.objective import Loss, Objective, State
 from prefopt.online import OnlineRun
 from prefopt.reduction import global_counts, step_loss
 from prefopt.rollouts import GenerationSettings
-from prefopt.steps import StepScorer
+from prefopt.steps import StepScorer, pair_accuracy
+from prefopt.watch import Watch
 
 STATE_FILE = "objective_state.safetensors"
 # Nats per token by which policy and reference may differ at the start; equal weights give 0 on one machine.
@@ -76,7 +77,7 @@ class Trainer(transformers.Trainer):
         args: a dict merged over the algorithm's recipe, or a ``TrainingArguments`` taken as it is.
             ``per_device_train_batch_size`` counts examples of the algorithm's kind (pairs, labelled rows,
             demonstrations, or prompts when online).
-        callbacks: of transformers.
+        callbacks: of transformers. Online runs get a `prefopt.Watch` for reward hacking that warns, unless one is here.
         lora: fields of ``peft.LoraConfig`` over prefopt's defaults.
         trust_remote_code: run code that comes with the model.
 
@@ -177,8 +178,10 @@ class Trainer(transformers.Trainer):
             ),
             processing_class=tokenizer,
             data_collator=_identity,
-            callbacks=[_Commit(self), *callbacks],
+            callbacks=[_Commit(self), *callbacks, *self._own_watch(callbacks)],
         )
+        for watch in (one for one in self.callback_handler.callbacks if isinstance(one, Watch)):
+            watch.attach(self._held_out_accuracy)
         if self.online is not None:
             self.loaders = self.online.loaders(
                 lambda: self.policy, args, self.accelerator, lambda values: self._means.add(values)
@@ -252,6 +255,23 @@ class Trainer(transformers.Trainer):
                     f"{name} couples the examples of a batch, so accumulation would change the loss: set "
                     "gradient_accumulation_steps=1 and a larger per_device_train_batch_size."
                 )
+
+    def _own_watch(self, callbacks: Any) -> list[TrainerCallback]:
+        """Online runs are watched for reward hacking, by the user's own watch or by one that only warns."""
+        given = any(isinstance(one, Watch) for one in callbacks)
+        return [Watch()] if self.algorithm.online and not given else []
+
+    def _held_out_accuracy(self, pairs: Any) -> Callable[[], float]:
+        """What measures how many held-out pairs the policy orders rightly, by its log-ratio to the reference."""
+        dataset = prepare_dataset(
+            pairs,
+            "pairs",
+            self.processing_class,
+            self.data_settings,
+            context=getattr(self.policy.config, "max_position_embeddings", None),
+            reader="watch",
+        )
+        return lambda: pair_accuracy(self.policy, self.reference, dataset, self.args.per_device_eval_batch_size)
 
     def _step_scorer(self) -> StepScorer:
         if self.online is None:
@@ -354,10 +374,14 @@ class Trainer(transformers.Trainer):
     ) -> Tensor:
         """This micro-batch's share of the loss of its step."""
         loss = self.objective(self.scorer.container(model, inputs), num_items_in_batch.state)
-        self._means.add(loss.metrics)
+        metrics = self._metrics(loss)
+        self._means.add(metrics)
         if self.online is not None:
-            self.online.watch(loss.metrics)
+            self.online.watch(metrics)
         return step_loss(loss, num_items_in_batch.denominators, self.accelerator.num_processes)
+
+    def _metrics(self, loss: Loss) -> Mapping[str, Tensor]:
+        return loss.metrics if self.online is None else self.online.metrics(loss)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Step | None = None) -> Tensor:
         """Forward and backward of the policy; then those of a critic of its own, one role after the other."""
@@ -453,7 +477,7 @@ class Trainer(transformers.Trainer):
                 batch = self._prepare_inputs(batch)
                 self.scorer.score_reference(self.policy, batch)
                 loss = self.objective(self.scorer.container(self.model, batch), state)
-                self._means.add(loss.metrics)
+                self._means.add(self._metrics(loss))
                 counts.update(loss.counts)
                 for name, term in loss.terms.items():
                     before = sums[name][0] if name in sums else 0.0

@@ -211,6 +211,7 @@ class RolloutMaker:
             "reward/best": [max(group.rewards) for group in groups],
             "completions/length": [float(len(sample.ids)) for sample in flat],
             "completions/ended": [float(sample.ended) for sample in flat],
+            "completions/repetition": [repeated_trigrams(sample.ids) for sample in flat],
         }
         if len(parts) > 1:
             values |= {f"reward/{name}": part for name, part in parts.items()}
@@ -247,6 +248,12 @@ _NOTHING = (
     "the rewards of {} prompts distinguish no completions, so nothing can be learned from them: check the reward, "
     "raise generation n or temperature."
 )
+
+
+def repeated_trigrams(ids: np.ndarray) -> float:
+    """The share of a completion's token trigrams that have stood in it before, 0 to 1."""
+    trigrams = list(zip(ids[:-2].tolist(), ids[1:-1].tolist(), ids[2:].tolist(), strict=True))
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
 
 
 def _columns(sources: list[Any]) -> dict[str, list[Any]]:
