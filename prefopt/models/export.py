@@ -31,11 +31,15 @@ def export_merged(
         The model as trained (its base as it was in training), and the merged one as written, for comparison.
 
     Raises:
-        ModelError: the folder holds no adapter, or the adapter has no tokenizer and its base neither.
+        ModelError: the folder holds no adapter, or that of a reward model; or neither it nor its base has a tokenizer.
     """
     folder = Path(adapter)
     if not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder} holds no adapter (adapter_config.json is missing): there is nothing to merge.")
+    if json.loads((folder / "adapter_config.json").read_text()).get("task_type") == "SEQ_CLS":
+        raise ModelError(
+            f"{folder} is the adapter of a reward model, which is used as it is: only policies are merged."
+        )
     record = folder / RUN_FILE
     quantized = record.is_file() and json.loads(record.read_text()).get("adapter") == "qlora"
     settings = ModelSettings(adapter="qlora" if quantized else None, dtype=torch.float32)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import prefopt
 from prefopt.errors import ModelError, UsageError
-from prefopt.models import ModelSettings, head_of, load_policy, settle_padding
+from prefopt.models import ModelSettings, export_merged, head_of, load_policy, settle_padding
 from prefopt.models.reward_head import RewardHead
 from prefopt.rollouts.reward_model import RewardModel, is_reward_model
 
@@ -332,6 +332,9 @@ def test_a_reward_model_is_refused_as_a_policy(adapter: str | None, tmp_path: Pa
     trained(tmp_path, adapter)
     with pytest.raises(ModelError, match="no language model: give its base instead"):
         trainer("dpo", tiny.pairs(4), model=str(tmp_path / "out"))
+    if adapter is not None:
+        with pytest.raises(ModelError, match="adapter of a reward model, which is used as it is"):
+            export_merged(tmp_path / "out", tmp_path / "merged")
 
 
 def test_the_head_keeps_float32_over_a_lower_precision() -> None:
