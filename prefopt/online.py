@@ -19,7 +19,7 @@ from prefopt.console import say
 from prefopt.data import DataSettings, Encoder, TokenizedDataset
 from prefopt.errors import UsageError
 from prefopt.models import Critic, Reference, make_critic
-from prefopt.objective import Objective
+from prefopt.objective import Loss, Objective
 from prefopt.objectives import get_objective
 from prefopt.reduction import step_loss
 from prefopt.rollouts import (
@@ -66,6 +66,7 @@ class OnlineRun:
         data: DataSettings,
         trust_remote_code: bool = False,
     ) -> None:
+        _check_plan(algorithm)
         self.algorithm, self.reference = algorithm, reference
         self.settings = generation_settings(algorithm, generation)
         self.reward = make_reward(reward, load=lambda name: self._reward_model(policy, name, trust_remote_code))
@@ -159,7 +160,9 @@ class OnlineRun:
         """
         if accelerator.sync_gradients and accelerator.num_processes > 1:
             for weight in self.critic.parameters(policy):
-                weight.grad = accelerator.reduce(weight.grad, "mean")
+                # A vocabulary head that is saved with the adapter says nothing about values.
+                if weight.grad is not None:
+                    weight.grad = accelerator.reduce(weight.grad, "mean")
 
     def _valued(self, body: nn.Module, batch: Mapping[str, Any]) -> Rollouts:
         """The micro-batch with the critic's values, and without log-probabilities, which it does not read."""
@@ -184,14 +187,20 @@ class OnlineRun:
         """Passes over the prompts so far."""
         return self.loader.given / len(self.loader)
 
+    def metrics(self, loss: Loss) -> dict[str, Tensor]:
+        """Those of a loss of `objective`, under the same names whether the critic's is part of it or not."""
+        if self.critic is None or self.critic.separate:
+            return dict(loss.metrics)
+        parts = f"{self.algorithm.objective.name}/", f"{self.value.name}/{self.value.name}"
+        names = (name.removeprefix(parts[0]).replace(parts[1], self.value.name) for name in loss.metrics)
+        return dict(zip(names, loss.metrics.values(), strict=True))
+
     def watch(self, metrics: Mapping[str, Tensor]) -> None:
         """Add up how far the policy has moved from the one that sampled, where a limit is set."""
         if self.algorithm.plan.target_kl == 0:
             return
-        for name, values in metrics.items():
-            if name.endswith("policy/approx_kl"):
-                values = values.double()
-                self._moved.append(torch.stack([values.sum(), torch.ones_like(values).sum()]))
+        values = metrics["policy/approx_kl"].double()
+        self._moved.append(torch.stack([values.sum(), torch.ones_like(values).sum()]))
 
     def end_of_step(self, policy: nn.Module, accelerator: Accelerator) -> None:
         """Forget the critic's gradients, and leave the rollout if the policy has moved too far from it."""
@@ -254,6 +263,15 @@ class Loaders:
         args = self.args
         world, rank = args.world_size, args.process_index
         return EvaluationRollouts(self.maker, dataset, args.eval_batch_size, seed=seed, world=world, rank=rank)
+
+
+def _check_plan(algorithm: Algorithm) -> None:
+    """Refuse what would have no effect."""
+    name, plan = algorithm.name, algorithm.plan
+    if plan.target_kl > 0 and not algorithm.uses_ratio:
+        raise UsageError(f"{name} does not measure how far it is from the policy that sampled: leave target_kl out.")
+    if plan.renew_reference and not algorithm.needs_reference:
+        raise UsageError(f"{name} uses no reference model: leave renew_reference out.")
 
 
 def generation_settings(

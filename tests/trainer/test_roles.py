@@ -193,6 +193,21 @@ def test_clipping(critic: str, how: dict) -> None:
             assert critics == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_the_log_has_the_same_names_whatever_the_critic_is() -> None:
+    runs = [recorded(critic, how=ADAPTER, args={"max_steps": 1})[0] for critic in ("head", "adapter", "model")]
+    names = [set(run.state.log_history[0]) for run in runs]
+    assert names[0] == names[1] == names[2]
+    assert {"policy/ratio", "policy/approx_kl", "value/error", "value/mean", "logps"} <= names[0]
+    assert not any("ppo/" in name or "value/value" in name for name in names[0])
+
+
+def test_a_rollout_is_left_with_a_head_too() -> None:
+    run, _, _ = recorded("head", how=ADAPTER, target_kl=1e-6)
+    assert run.online.loader.number == 2
+    run, _, _ = recorded("head", how=ADAPTER, target_kl=1e-6, args={"max_steps": 2, "learning_rate": 0.0})
+    assert not run.online.loader._skip
+
+
 def test_a_model_critic_is_trained_beside_a_full_policy() -> None:
     run, watch, batches = recorded("model", how={}, args={"gradient_accumulation_steps": 2})
     for number, step in enumerate(batches.steps[:1]):
