@@ -101,8 +101,19 @@ class PolicyGradient(Objective[Rollouts]):
 
     def estimate(self, batch: Rollouts) -> Float[Tensor, " n t"]:
         """The estimate of KL(π ‖ π_ref) at every token, as it is trained on; 0 outside the mask."""
-        estimate = kl_estimate(_inside(batch, batch.tokens.logps) - _inside(batch, batch.tokens.ref_logps), self.kl)
-        return self.ratio(batch) * estimate if self.kl_ratio else estimate
+        reference = _inside(batch, batch.tokens.ref_logps)
+        log_ratio = _inside(batch, batch.tokens.logps) - reference
+        estimate = kl_estimate(log_ratio, self.kl)
+        if not self.kl_ratio:
+            return estimate
+        ratio = self.ratio(batch)
+        if self.kl != "k3":
+            return ratio * estimate
+        # ρ e^{−x} is π_ref/π_old, in which π has no part. As a product it would get two gradients that cancel, and with
+        # them the digits of what remains. Near 0, and where an exponent is cut, nothing large cancels.
+        apart = (log_ratio < -1) & (log_ratio > -MAX_EXPONENT) & (self.log_ratio(batch) < MAX_EXPONENT)
+        fixed = torch.where(apart, reference - _inside(batch, batch.old_logps), 0.0).exp()
+        return torch.where(apart, fixed + ratio * (log_ratio - 1), ratio * torch.where(apart, 0.0, estimate))
 
     def metrics(self, batch: Rollouts, state: State) -> dict[str, Tensor]:
         """How far the policy is from the one that sampled, over the tokens that count."""

@@ -256,6 +256,12 @@ class _Drawing:
         spread = 1.0 if self.tokens else 6.0
         return min(logp + self.source.number(-spread, spread), -1e-3)
 
+    def near_its_reference(self, response: Response) -> Response:
+        """Now and then log-ratios so small that estimates of the KL are taken from a series."""
+        if not self.needs.reference:
+            return response
+        return replace(response, values={**response.values, "ref_logps": self.sampled(response.values["logps"])})
+
     def sampled(self, logps: tuple[float, ...]) -> tuple[float, ...]:
         """Log-probabilities under the policy that sampled: near enough for clipping to be now active, now not."""
         if self.regime == "reference":
@@ -343,7 +349,7 @@ def _ranked(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
 def _rollouts(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
     if not drawing.tokens:
         raise UsageError("rollouts carry per-token values: declare tokens=True in needs.")
-    responses = tuple(drawing.response() for _ in range(rows))
+    responses = tuple(drawing.near_its_reference(drawing.response()) for _ in range(rows))
     columns: dict[str, Any] = {"ids": drawing.ids(rows)}
     columns["old_logps"] = [drawing.sampled(response.values["logps"]) for response in responses]
     columns["advantages"] = [drawing.numbers(response, 2.0) for response in responses]

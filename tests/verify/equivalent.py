@@ -20,6 +20,15 @@ EXPM1 = {
     "_expm1: `x > -1` becomes `x > -2`": DIGITS,
 }
 
+POLICY_GRADIENT = {
+    "_inside: `torch.where(batch.tokens.mask, values, 0.0)` becomes "
+    "`torch.where(batch.tokens.mask, values, 1.0)`": PADDED,
+    "kl_estimate: `torch.where(near, log_ratio, 0.0)` becomes `log_ratio`": UNTAKEN,
+    "kl_estimate: `torch.where(near, log_ratio, 0.0)` becomes `torch.where(near, log_ratio, 1.0)`": UNTAKEN,
+    "kl_estimate: `torch.where(near, 1.0, log_ratio)` becomes `log_ratio`": UNTAKEN,
+    "kl_estimate: `torch.where(near, 1.0, log_ratio)` becomes `torch.where(near, 2.0, log_ratio)`": UNTAKEN,
+}
+
 EQUIVALENT: dict[str, dict[str, str]] = {
     "alphapo": EXPM1,
     "fdpo": {
@@ -61,6 +70,19 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "positions: `keyed_uniform(ids[:, None], draw, side, place).masked_fill(~tokens.mask, 2.0)` becomes "
         "`keyed_uniform(ids[:, None], draw, side, place).masked_fill(~tokens.mask, 3.0)`": SENTINEL,
         "positions: `(size[:, None] - 1).clamp(min=0)` becomes `size[:, None] - 1`": EMPTY,
+    },
+    **{name: POLICY_GRADIENT for name in ("ppo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce")},
+    "reward_kwise": {
+        "self.terms: `Term(-logsigmoid(reward[better] - reward[worse]) / stated[better], 'group')` becomes "
+        "`Term(-logsigmoid(reward[better] - reward[worse]) / stated[better])`": GROUP,
+    },
+    "reward_regression": {
+        "self.terms: `Term((error[first] - error[second]) ** 2 / pairs.to(error.dtype), 'group')` becomes "
+        "`Term((error[first] - error[second]) ** 2 / pairs.to(error.dtype))`": GROUP,
+    },
+    "reward_best_of_k": {
+        "self.terms: `Term(-logsigmoid(reward[picked] - others) / ties[picked], 'group')` becomes "
+        "`Term(-logsigmoid(reward[picked] - others) / ties[picked])`": GROUP,
     },
     "value": {
         "self.terms: `torch.where(batch.tokens.mask, x, 0.0)` becomes `torch.where(batch.tokens.mask, x, 1.0)`": PADDED
