@@ -243,10 +243,10 @@ def test_a_rollout_is_left_when_the_policy_has_moved_too_far() -> None:
 
 
 def test_a_plan_without_effect_is_refused() -> None:
-    with pytest.raises(UsageError, match="online_dpo does not measure .* target_kl"):
+    with pytest.raises(UsageError, match=r"online_dpo does not measure .* target_kl"):
         online(prefopt.get_algorithm("online_dpo", target_kl=0.1))
-    with pytest.raises(UsageError, match="grpo uses no reference model: leave renew_reference out"):
-        online(prefopt.get_algorithm("grpo", renew_reference=True))
+    with pytest.raises(UsageError, match="dapo uses no reference model: leave renew_reference out"):
+        online(prefopt.get_algorithm("dapo", renew_reference=True))
 
 
 # ---- groups that teach nothing -----------------------------------------------------------------------------------
