@@ -257,18 +257,20 @@ class _Drawing:
         return min(logp + self.source.number(-spread, spread), -1e-3)
 
     def near_its_reference(self, response: Response) -> Response:
-        """Now and then log-ratios so small that estimates of the KL are taken from a series."""
+        """Log-ratios to the reference of all sizes: so small that k3 is a series, and so large that it grows."""
         if not self.needs.reference:
             return response
-        return replace(response, values={**response.values, "ref_logps": self.sampled(response.values["logps"])})
+        return replace(
+            response, values={**response.values, "ref_logps": self.sampled(response.values["logps"], (0.01, 0.5, 4.0))}
+        )
 
-    def sampled(self, logps: tuple[float, ...]) -> tuple[float, ...]:
+    def sampled(self, logps: tuple[float, ...], spreads: Sequence[float] = (0.001, 0.5)) -> tuple[float, ...]:
         """Log-probabilities under the policy that sampled: near enough for clipping to be now active, now not."""
         if self.regime == "reference":
             return logps
         if self.regime in ("extreme", "certain"):
             return _repeat([self._logp(1) for _ in logps[:6]], len(logps))
-        spread = self.source.choice((0.001, 0.5))
+        spread = self.source.choice(spreads)
         return _repeat([min(x + self.source.number(-spread, spread), -1e-3) for x in logps[:6]], len(logps))
 
     def numbers(self, response: Response, spread: float, around: tuple[float, ...] | None = None) -> tuple[float, ...]:

@@ -21,6 +21,10 @@ EXPM1 = {
 }
 
 POLICY_GRADIENT = {
+    "self.estimate: `torch.where(apart, reference - _inside(batch, batch.old_logps), 0.0)` becomes "
+    "`torch.where(apart, reference - _inside(batch, batch.old_logps), 1.0)`": UNTAKEN,
+    "self.estimate: `torch.where(apart, 0.0, estimate)` becomes `estimate`": UNTAKEN,
+    "self.estimate: `torch.where(apart, 0.0, estimate)` becomes `torch.where(apart, 1.0, estimate)`": UNTAKEN,
     "_inside: `torch.where(batch.tokens.mask, values, 0.0)` becomes "
     "`torch.where(batch.tokens.mask, values, 1.0)`": PADDED,
     "kl_estimate: `torch.where(near, log_ratio, 0.0)` becomes `log_ratio`": UNTAKEN,
