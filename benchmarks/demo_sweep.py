@@ -9,20 +9,24 @@ for the same lab and budget are not run again. ``best`` names the rate with the 
 
 import argparse
 import json
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import transformers
 
-from prefopt.lab.demo import ALGORITHMS, Budget, make_yardstick, train
+from prefopt.lab.demo import ALGORITHMS, Budget, make_yardstick, train, train_reward_models
 from prefopt.lab.measure import Result, Samples
+from prefopt.lab.rates import RATES as CHOSEN
+from prefopt.lab.rates import SETTINGS
 from prefopt.lab.world import Lab, prepare
 
 RESULTS = Path(__file__).parent / "results" / "demo_sweep.json"
 RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
 # Tried as well where the best of these was the highest one.
-HIGHER = {"sft": (3.2e-3, 6.4e-3), "rejection_sampling": (3.2e-3, 6.4e-3)}
+HIGHER = {"sft": (3.2e-3, 6.4e-3), "reward": (3.2e-3,)}
+EVERY = ("reward", *ALGORITHMS)
 COMMAND = "python benchmarks/demo_sweep.py"
 
 
@@ -44,11 +48,12 @@ def load(setting: dict) -> dict:
 
 def save(results: dict) -> None:
     """Write the results with the best rate of each algorithm."""
-    order = {name: i for i, name in enumerate(ALGORITHMS)}
+    order = {name: i for i, name in enumerate(EVERY)}
     results["runs"].sort(key=lambda run: (order[run["algorithm"]], run["learning_rate"]))
     best: dict[str, dict] = {}
     for run in results["runs"]:
-        if run["algorithm"] not in best or run["reward"] > best[run["algorithm"]]["reward"]:
+        by = "accuracy" if run["algorithm"] == "reward" else "reward"
+        if run["algorithm"] not in best or run[by] > best[run["algorithm"]][by]:
             best[run["algorithm"]] = run
     results["best"] = {name: run["learning_rate"] for name, run in best.items()}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +63,7 @@ def save(results: dict) -> None:
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
+    parser.add_argument("--algorithms", nargs="+", default=EVERY, choices=EVERY)
     parser.add_argument("--rates", nargs="+", type=float, help="instead of those named in this file")
     chosen = parser.parse_args()
     lab, demo = prepare(), Budget()
@@ -67,17 +72,23 @@ def main() -> None:
     yardstick = make_yardstick(lab_here, budget)
     setting = {"lab": lab.folder.name, "budget": asdict(budget) | {"seeds": list(budget.seeds)}}
     setting |= {"torch": torch.__version__, "transformers": transformers.__version__}
+    setting |= {"settings": SETTINGS, "reward_model_rate": CHOSEN["reward"]}
     results = load(setting)
     results["start"] = Result.of("start", [yardstick.of_start()]).reward.mean
+    proxies = train_reward_models(lab_here, Path(tempfile.mkdtemp()), budget, CHOSEN["reward"], ("ppo",))
     done = {(run["algorithm"], run["learning_rate"]) for run in results["runs"]}
     print(f"start: gold reward {results['start']:.3f}", flush=True)
     for name in chosen.algorithms:
         rates = chosen.rates or (*RATES, *HIGHER.get(name, ()))
         for rate in (rate for rate in rates if (name, rate) not in done):
-            trainer, cost = train(lab_here, name, budget, rate, 0)
-            measured, samples = yardstick.measure(trainer.policy, trainer.objective)
-            result = Result.of(name, [measured], [cost])
-            run = {"algorithm": name, "learning_rate": rate} | summary(result, samples)
+            trainer, cost = train(lab_here, name, budget, rate, 0, reward=proxies[0])
+            run = {"algorithm": name, "learning_rate": rate}
+            if name == "reward":
+                metrics = trainer.evaluate([dict(row) for row in lab_here.held_out_pairs])
+                run |= {"accuracy": round(metrics["eval_rewards/accuracies"], 4), "seconds": round(cost.seconds, 1)}
+            else:
+                measured, samples = yardstick.measure(trainer.policy, trainer.objective)
+                run |= summary(Result.of(name, [measured], [cost]), samples)
             results["runs"].append(run)
             save(results)
             print(json.dumps(run), flush=True)

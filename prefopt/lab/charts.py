@@ -17,9 +17,19 @@ from prefopt.lab.measure import Result
 
 # After Okabe and Ito, whose colours the colour-blind tell apart; darkened on white and lightened on black until names
 # written in them can be read. Markers and names tell the algorithms apart without any colour.
-COLOURS = ("#0067a5", "#c24a00", "#00795a", "#ad4c86", "#2b88bf", "#946200", "#6b6b6b")
-COLOURS_ON_DARK = ("#4fa8df", "#f07f3c", "#2fc294", "#e08fbf", "#8cd0f5", "#edb23f", "#a8a8a8")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0067a5", "#c24a00", "#00795a", "#ad4c86", "#2b88bf", "#946200", "#6b6b6b", "#7a3fb0", "#a3262b")
+COLOURS_ON_DARK = (
+    "#4fa8df",
+    "#f07f3c",
+    "#2fc294",
+    "#e08fbf",
+    "#8cd0f5",
+    "#edb23f",
+    "#a8a8a8",
+    "#bb94ea",
+    "#f2878b",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
 INK, PALE, PAPER = "#1b1b1c", "#c9c9cc", "#fefefe"
 
 

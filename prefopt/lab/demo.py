@@ -2,8 +2,9 @@
 
 The same budget means: as many optimizer steps, and in each step as many completions that the algorithm gets to see.
 With 64 completions a step those are 32 pairs, 64 labelled completions, 64 demonstrations, or 16 prompts with 4 sampled
-completions each, of which rejection sampling learns from the best. Everything else (schedule, optimizer, evaluation) is
-the same too; each algorithm has its own learning rate, from the sweep recorded in `prefopt.lab.rates`.
+completions each. The algorithms that sample are told what is good by a reward model that is trained on the same pairs
+first; none sees the gold reward. Everything else (schedule, optimizer, evaluation) is the same too; each algorithm
+has its own learning rate and settings, from the sweep recorded in `prefopt.lab.rates`.
 """
 
 import logging
@@ -32,11 +33,12 @@ from prefopt.catalogue import get_algorithm
 from prefopt.data import prepare_dataset
 from prefopt.errors import UsageError
 from prefopt.lab.measure import Cost, Estimate, Result, Samples, Yardstick, costing
+from prefopt.lab.rates import SETTINGS
 from prefopt.lab.report import Comparison, Shown, write_report
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
 from prefopt.trainer import Trainer
 
-ALGORITHMS = ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "rejection_sampling")
+ALGORITHMS = ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "rejection_sampling", "grpo", "ppo")
 SHOWN_PROMPTS = 3
 
 
@@ -46,7 +48,7 @@ class Lab(Protocol):
     Attributes:
         model: folder of the starting model and its tokenizer.
         pairs, held_out_pairs: dicts with ``prompt``, ``chosen`` and ``rejected``, all strings.
-        prompts, held_out_prompts: strings; the former are what rejection sampling samples for.
+        prompts, held_out_prompts: strings; the former are what online algorithms sample for.
     """
 
     model: str | Path
@@ -141,17 +143,18 @@ def compare(
         budget: what each of them gets.
         algorithms: their names.
     """
-    for name in algorithms:
+    for name in [*algorithms, "reward"]:
         if name not in rates:
             raise UsageError(f"rates: there is no learning rate for {name}; add one (its sweep says which).")
     budget = budget or Budget()
     yardstick = make_yardstick(lab, budget)
     results, curves, samples = [], {}, {}
+    proxies = train_reward_models(lab, out, budget, rates["reward"], algorithms)
     with _progress(algorithms, len(budget.seeds) * budget.steps, out=Console(stderr=True)) as bar:
         for name in algorithms:
             runs, costs = [], []
             for seed in budget.seeds:
-                trainer, cost = train(lab, name, budget, rates[name], seed, bar(name))
+                trainer, cost = train(lab, name, budget, rates[name], seed, bar(name), reward=proxies.get(seed))
                 bar(name).note("measuring")
                 measured, drawn = yardstick.measure(trainer.policy, trainer.objective)
                 runs, costs = [*runs, measured], [*costs, cost]
@@ -184,15 +187,43 @@ def make_yardstick(lab: Lab, budget: Budget) -> Yardstick:
     )
 
 
+def train_reward_models(lab: Lab, out: Path, budget: Budget, rate: float, algorithms: Sequence[str]) -> dict[int, Path]:
+    """A reward model for each training seed, from the pairs; none where no algorithm asks for one."""
+    if not any(get_algorithm(name).online for name in algorithms):
+        return {}
+    folders = {}
+    for seed in budget.seeds:
+        folders[seed] = out / "models" / f"reward-{seed}"
+        trainer, _ = train(lab, "reward", budget, rate, seed)
+        trainer.save_model(str(folders[seed]))
+    return folders
+
+
 def train(
-    lab: Lab, name: str, budget: Budget, rate: float, seed: int, *callbacks: TrainerCallback
+    lab: Lab,
+    name: str,
+    budget: Budget,
+    rate: float,
+    seed: int,
+    *callbacks: TrainerCallback,
+    reward: Any = None,
 ) -> tuple[Trainer, Cost]:
-    """Train one algorithm from the starting model; the cost is that of `Trainer.train` with its set-up."""
-    algorithm = get_algorithm(name)
+    """Train one algorithm from the starting model; the cost is that of `Trainer.train` with its set-up.
+
+    Args:
+        lab: see `Lab`.
+        name: of the algorithm, whose settings are those of `prefopt.lab.rates`.
+        budget: what it gets.
+        rate: learning rate.
+        seed: of the run.
+        callbacks: of the trainer.
+        reward: what tells an online algorithm what is good.
+    """
+    algorithm = get_algorithm(name, **SETTINGS.get(name, {}))
     online: dict[str, Any] = {}
     if algorithm.online:
         generation = {"n": budget.n, "max_new_tokens": budget.max_new_tokens, "batch_size": budget.completions}
-        online = {"reward": lambda prompts, completions: lab.reward(prompts, completions), "generation": generation}
+        online = {"reward": reward if callable(reward) else str(reward), "generation": generation}
     rows = [{"prompt": prompt} for prompt in lab.prompts] if algorithm.online else [dict(row) for row in lab.pairs]
     folder = tempfile.mkdtemp(prefix="prefopt-demo-")
     args = {
@@ -239,13 +270,15 @@ def facts(lab: Lab, budget: Budget, rates: Mapping[str, float], algorithms: Sequ
     kinds["prompts"] = f"prompts × {budget.n} samples"
     each = [f"{name}: {budget.examples(name)} {kinds[get_algorithm(name).data_kind]}" for name in algorithms]
     seeds = ", ".join(map(str, budget.seeds))
+    settings = [f"{name} {key} {value}" for name in algorithms for key, value in SETTINGS.get(name, {}).items()]
     return {
         "Budget": f"{budget.steps} optimizer steps for every algorithm, {budget.completions} completions seen per step",
         "A step is": "; ".join(each),
-        "Data": f"{len(lab.pairs):,} preference pairs; {len(lab.prompts):,} prompts for the online algorithm",
+        "Data": f"{len(lab.pairs):,} preference pairs; {len(lab.prompts):,} prompts for the online algorithms",
         "Measured on": f"{min(budget.prompts, len(lab.held_out_prompts))} held-out prompts with {budget.k} samples "
         f"each at temperature 1, and {min(budget.pairs, len(lab.held_out_pairs))} held-out pairs",
-        "Learning rates": ", ".join(f"{name} {rates[name]:g}" for name in algorithms),
+        "Learning rates": ", ".join(f"{name} {rates[name]:g}" for name in [*algorithms, "reward"]),
+        "Settings": ", ".join(settings) or "the defaults",
         "Training seeds": f"{seeds}; sampling seeds 0 (start) and 1 (trained)",
         "Versions": f"prefopt {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"Python {platform.python_version()}",

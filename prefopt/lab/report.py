@@ -222,8 +222,9 @@ def _facts(facts: Mapping[str, str]) -> str:
     return (
         "<section><h2>How this was done</h2>\n<p>Every algorithm trained all weights of the same starting model, on "
         "the same preference data, for the same number of optimizer steps with the same number of completions seen per "
-        "step. The data was labelled by a gold reward that is computed from the text; no algorithm but the online one "
-        "sees it. All models were then sampled for the same held-out prompts and scored by it. KL is estimated from "
+        "step. The data was labelled by a noisy judge of a gold reward that is computed from the text. The online "
+        "algorithms are told what is good by a reward model trained on that data; none sees the gold reward. All "
+        "models were then sampled for the same held-out prompts and scored by it. KL is estimated from "
         f'those samples.</p>\n<dl class="facts">{rows}</dl></section>'
     )
 

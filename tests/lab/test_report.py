@@ -24,7 +24,7 @@ from prefopt.lab.measure import Cost, Estimate, Result
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "path", "use", "rect"}
 BUDGET = demo.Budget(steps=3, completions=8, n=2, prompts=6, k=2, pairs=8, max_new_tokens=6, seeds=(0, 1))
-RATES = dict.fromkeys(demo.ALGORITHMS, 1e-2)
+RATES = dict.fromkeys([*demo.ALGORITHMS, "reward"], 1e-2)
 
 
 class Page(HTMLParser):
@@ -136,7 +136,7 @@ def test_trained_models_are_saved_and_differ_from_the_start(ran: SimpleNamespace
 
 def test_a_step_shows_every_algorithm_as_many_completions() -> None:
     sizes = {name: demo.Budget(completions=64, n=4).examples(name) for name in demo.ALGORITHMS}
-    assert sizes == {"sft": 64, "dpo": 32, "ipo": 32, "kto": 64, "orpo": 32, "simpo": 32, "rejection_sampling": 16}
+    assert sizes == {"sft": 64, "dpo": 32, "ipo": 32, "kto": 64, "orpo": 32, "simpo": 32, "rejection_sampling": 16, "grpo": 16, "ppo": 16}
 
 
 def test_a_missing_learning_rate_is_named_before_anything_is_trained(tmp_path: Path) -> None:
