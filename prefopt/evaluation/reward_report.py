@@ -1,7 +1,7 @@
 """What a reward model is worth on pairs that it was not trained on: accuracy, calibration, and its love of length."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ BINS = 10
 """Bins of confidence, of equal width from ½ to 1."""
 STRONG = 0.4
 """The rank correlation of score with length from which on the report warns."""
+BIAS = 0.15
+"""So does it where model and data differ by this share of pairs in preferring the longer, if that is hardly chance."""
 Z = 1.959963984540054
 
 
@@ -135,8 +137,8 @@ def report_on(pairs: ScoredPairs) -> RewardReport:
     prefers = np.where(longer > 0, right, 1 - right)[differ]
     measured = {
         "accuracy": share("all pairs", right),
-        "by_length": thirds(longer, right, ("chosen shorter", "similar length", "chosen longer"), "+.0f", " tokens"),
-        "by_margin": thirds(np.abs(margins), right, ("close", "in between", "far apart"), ".2g"),
+        "by_length": thirds(longer, right, _relation, "+.0f", " tokens"),
+        "by_margin": thirds(np.abs(margins), right, lambda part, *_: ("close", "in between", "far apart")[part], ".2g"),
         "loss": float(np.logaddexp(0, -margins).mean()),
         "brier": float(((1 - _sigmoid(margins)) ** 2).mean()),
         "ece": sum(one.right.n * abs(one.right.value - one.confidence) for one in bins) / len(right),
@@ -152,24 +154,18 @@ def report_on(pairs: ScoredPairs) -> RewardReport:
 def _warnings(measured: dict) -> list[str]:
     found = []
     accuracy, rank = measured["accuracy"], measured["spearman"]
+    model, people = measured["prefers_longer"], measured["longer_is_chosen"]
     if accuracy.low <= 0.5:
         found.append(
             f"accuracy is {accuracy.value:.1%}, which {accuracy.n} pairs cannot tell from guessing "
             f"(95 % interval {accuracy.low:.1%} to {accuracy.high:.1%})."
         )
-    if rank is not None and abs(rank) >= STRONG:
-        how = "longer" if rank > 0 else "shorter"
-        model, people = measured["prefers_longer"], measured["longer_is_chosen"]
-        if rank < 0 and model is not None:
-            model, people = 1 - model, 1 - people
-        found.append(
-            f"the score follows length (Spearman {rank:+.2f})"
-            + (
-                f": the model prefers the {how} completion in {model:.0%} of pairs, the data in {people:.0%}."
-                if model is not None
-                else "."
-            )
-        )
+    biased = model is not None and abs(model - people) >= max(BIAS, 1 / math.sqrt(accuracy.n))
+    if biased or (rank is not None and abs(rank) >= STRONG):
+        follows = "the score follows length" + ("" if rank is None else f" (Spearman {rank:+.2f})")
+        if model is not None:
+            follows += f": the model prefers the longer in {model:.0%} of pairs, the data in {people:.0%}"
+        found.append(follows + ".")
     return found
 
 
@@ -181,21 +177,35 @@ def share(name: str, right: np.ndarray) -> Share:
     return Share(name, n, value, max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def thirds(values: np.ndarray, right: np.ndarray, names: Sequence[str], form: str, unit: str = "") -> tuple[Share, ...]:
+def thirds(
+    values: np.ndarray, right: np.ndarray, name: Callable[[int, float, float], str], form: str, unit: str = ""
+) -> tuple[Share, ...]:
     """Accuracy in three parts of about the same size, from the smallest values to the largest.
 
-    Equal values stay together, so that a part may be larger than a third, or empty and left out.
+    Equal values stay together, so that a part may be larger than a third, or empty and left out. ``name`` is told the
+    number of the part and its edges, which ``form`` and ``unit`` write.
     """
     cuts = np.quantile(values, [1 / 3, 2 / 3], method="lower")
     part = (values > cuts[0]).astype(int) + (values > cuts[1])
     found = []
-    for number, name in enumerate(names):
+    for number in range(3):
         inside = part == number
         if inside.any():
-            low, high = (format(edge, form) for edge in (values[inside].min(), values[inside].max()))
-            edges = low if low == high else f"{low} to {high}"
-            found.append(share(f"{name} ({edges}{unit})", right[inside]))
+            low, high = float(values[inside].min()), float(values[inside].max())
+            edges = format(low, form) if low == high else f"{low:{form}} to {high:{form}}"
+            found.append(share(f"{name(number, low, high)} ({edges}{unit})", right[inside]))
     return tuple(found)
+
+
+def _relation(_: int, low: float, high: float) -> str:
+    """What a range of lengths of chosen minus rejected means."""
+    if low == high == 0:
+        return "same length"
+    if high <= 0:
+        return "chosen shorter" if high < 0 else "chosen not longer"
+    if low >= 0:
+        return "chosen longer" if low > 0 else "chosen not shorter"
+    return "similar length"
 
 
 def reliability(margins: np.ndarray, right: np.ndarray) -> tuple[Bin, ...]:

@@ -83,7 +83,7 @@ def test_accuracy_by_length_is_of_the_pairs_of_that_length():
     assert [(one.n, round(one.value, 3)) for one in report.by_length] == [(3, 0.0), (3, 0.667), (3, 1.0)]
     assert [one.name for one in report.by_length] == [
         "chosen shorter (-9 to -7 tokens)",
-        "similar length (+0 to +2 tokens)",
+        "chosen not shorter (+0 to +2 tokens)",
         "chosen longer (+7 to +9 tokens)",
     ]
     assert report.prefers_longer == pytest.approx(7 / 8)
@@ -91,9 +91,28 @@ def test_accuracy_by_length_is_of_the_pairs_of_that_length():
 
 
 def test_equal_values_stay_together():
-    parts = thirds(np.zeros(7), np.ones(7), ("a", "b", "c"), ".0f")
+    parts = thirds(np.zeros(7), np.ones(7), lambda part, *_: "abc"[part], ".0f")
     assert [(one.name, one.n) for one in parts] == [("a (0)", 7)]
-    assert sum(one.n for one in thirds(np.array([1, 1, 1, 1, 2, 3]), np.ones(6), ("a", "b", "c"), ".0f")) == 6
+    assert (
+        sum(one.n for one in thirds(np.array([1, 1, 1, 1, 2, 3]), np.ones(6), lambda part, *_: "abc"[part], ".0f")) == 6
+    )
+
+
+def test_a_part_that_holds_equal_lengths_is_not_called_shorter():
+    longer = np.array([-5, -3, 0, 0, 0, 0, 0, 2, 4])
+    report = report_on(scored(np.ones(9), np.zeros(9), 20 + longer, np.full(9, 20)))
+    assert [one.name for one in report.by_length] == [
+        "chosen not longer (-5 to +0 tokens)",
+        "chosen longer (+2 to +4 tokens)",
+    ]
+
+
+def test_a_model_that_likes_length_more_than_the_data_is_warned_of_at_any_correlation():
+    rng = np.random.default_rng(3)
+    base, odd = rng.integers(50, 500, size=200), np.arange(200) % 2
+    report = report_on(scored(odd, 1 - odd, base + odd, base + 1 - odd))
+    assert abs(report.spearman) < 0.3
+    assert any("prefers the longer in 100% of pairs, the data in 50%" in line for line in report.warnings)
 
 
 def test_correlations():
@@ -111,8 +130,9 @@ def test_a_score_that_follows_length_is_warned_of(sign):
     lengths = rng.integers(5, 60, size=(2, 100))
     scores = sign * lengths + rng.normal(size=(2, 100))
     report = report_on(scored(*scores, *lengths))
-    word = "longer" if sign > 0 else "shorter"
-    assert any("the score follows length" in line and f"prefers the {word}" in line for line in report.warnings)
+    (line,) = (line for line in report.warnings if "the score follows length" in line)
+    assert f"prefers the longer in {report.prefers_longer:.0%}" in line
+    assert (report.prefers_longer > 0.9) == (sign > 0)
     noise = report_on(scored(lengths[0] * 0 + rng.normal(size=100) + 3, rng.normal(size=100), *lengths))
     assert noise.warnings == ()
 
