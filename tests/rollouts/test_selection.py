@@ -1,11 +1,13 @@
 """Which completions are learned from: selections at their limits, laws of rejection sampling, the KL in the reward."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import prefopt
 from prefopt.data import TokenizedExample
@@ -245,13 +247,34 @@ def test_a_mixture_samples_from_mixed_logits(weight: float) -> None:
         assert max(abs(float(sample.logps[0]) - logps[sample.ids[0]]) for sample in samples) < 1e-5
 
 
-def test_a_mixture_follows_both_models_over_several_tokens() -> None:
+def gpt2(seed: int = 0) -> GPT2LMHeadModel:
+    """A model that, unlike the tiny one, knows absolute positions: left padding must not move them."""
+    torch.manual_seed(seed)
+    shape = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=30, bos_token_id=1, eos_token_id=2, pad_token_id=0, **shape)).eval()
+
+
+def test_left_padding_does_not_move_the_positions_of_cached_prompts() -> None:
+    prompts = [np.array(ids, dtype=np.int32) for ids in ([1, 7, 8, 9, 10], [1, 12])]
+    model = gpt2()
+    groups = TransformersGenerator(tiny.tokenizer()).generate(model, prompts, GenerationSettings(n=3, max_new_tokens=5))
+    for prompt, samples in zip(prompts, groups, strict=True):
+        for sample in samples:
+            ids = torch.tensor(np.concatenate([prompt, sample.ids])[None].astype(np.int64))
+            with torch.no_grad():
+                logps = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            exact = logps.gather(-1, ids[0, len(prompt) :, None])[:, 0]
+            np.testing.assert_allclose(sample.logps, exact.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [tiny.model, gpt2])
+def test_a_mixture_follows_both_models_over_several_tokens(make: Callable[[], torch.nn.Module]) -> None:
     """The log-probability of every token of every completion, recomputed from whole sequences."""
-    run = nash_md()
+    run = nash_md(make())
     maker = run.loaders.maker
     with torch.no_grad():
         for name, value in run.policy.named_parameters():
-            if "layers.1" in name:
+            if "1." in name:
                 value.add_(0.1 * torch.randn_like(value))
     examples = [run.train_dataset[i] for i in range(3)]
     torch.manual_seed(0)
@@ -271,9 +294,9 @@ def test_a_mixture_follows_both_models_over_several_tokens() -> None:
     assert apart > 1e-2
 
 
-def nash_md() -> prefopt.Trainer:
+def nash_md(model: torch.nn.Module) -> prefopt.Trainer:
     return prefopt.Trainer(
-        model=tiny.model(),
+        model=model,
         algorithm=prefopt.get_algorithm("nash_md", mixture=0.4),
         train_dataset=[{"prompt": row["prompt"]} for row in tiny.pairs(3)],
         processing_class=tiny.tokenizer(),
