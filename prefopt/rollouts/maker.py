@@ -115,7 +115,8 @@ class RolloutMaker:
         """Sample and reward ``settings.n`` completions for each prompt."""
         share = replace(self.settings, n=self.settings.n // len(self.source.samplers))
         ids = [prompt.prompt for prompt in prompts]
-        drawn = [self._draw(sampler, ids, share) for sampler in self.source.samplers]
+        with self.autocast():
+            drawn = [self._draw(sampler, ids, share) for sampler in self.source.samplers]
         samples = [[sample for part in parts for sample in part] for parts in zip(*drawn, strict=True)]
         flat = [sample for group in samples for sample in group]
         repeated = [prompt.source for prompt in prompts for _ in range(self.settings.n)]

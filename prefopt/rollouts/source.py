@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from prefopt.data import TokenizedDataset, TokenizedExample, collate
+from prefopt.errors import UsageError
 from prefopt.objective import check_parameter, parameter
 from prefopt.rollouts.maker import RolloutMaker
 
@@ -146,6 +147,8 @@ class RolloutLoader:
             plain = {name: value for name, value in example.labels.items() if not isinstance(value, np.ndarray)}
             labels.append({"id": int(example.id), "completions": len(example.completions), "labels": plain})
         place = {
+            "world": self.prompts.world,
+            "micro_batches": self.plan.passes * self.per_pass,
             "number": self.number,
             "given": self.given,
             "cursor": self._cursor,
@@ -160,9 +163,20 @@ class RolloutLoader:
         self._file(folder, "json").write_text(json.dumps(place) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Go on where `save` was called; nothing happens if it was not."""
-        if not self._file(folder, "json").is_file():
+        """Go on where `save` was called; nothing happens if it was not.
+
+        Raises:
+            UsageError: another number of processes saved it.
+        """
+        first = Path(folder) / "rollout-0.json"
+        if not first.is_file():
             return
+        world = json.loads(first.read_text())["world"]
+        if world != self.prompts.world:
+            raise UsageError(
+                f"{folder} was written by {world} processes, each with a rollout of its own, and there are "
+                f"{self.prompts.world} now: resume with as many."
+            )
         place = json.loads(self._file(folder, "json").read_text())
         arrays = load_file(self._file(folder, "safetensors"))
         self.number, self.given, self._cursor = place["number"], place["given"], place["cursor"]
@@ -173,6 +187,9 @@ class RolloutLoader:
             number, key = name.split("/", 1)
             own[int(number)][key] = array
         self._examples = [_restored(row, own[i]) for i, row in enumerate(place["examples"])]
+        if place["micro_batches"] != self.plan.passes * self.per_pass:
+            # Batch sizes or the plan are others now: the place in this rollout has no meaning.
+            self.leave()
 
     def _file(self, folder: Path, ending: str) -> Path:
         return Path(folder) / f"rollout-{self.prompts.rank}.{ending}"

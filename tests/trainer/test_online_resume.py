@@ -9,6 +9,7 @@ from online_runs import ADAPTER, online, weights
 from transformers import TrainerCallback
 
 import prefopt
+from prefopt.errors import UsageError
 
 LOGGED = ("loss", "reward", "kl", "kl_coef", "epoch", "policy/ratio", "value/error", "learning_rate", "generator/gap")
 
@@ -83,6 +84,23 @@ def test_a_resumed_run_is_the_whole_run(
                 assert by_step[entry["step"]].get(key) == entry.get(key), (entry["step"], key)
     assert whole.loaders.maker.controller.coefficient == resumed.loaders.maker.controller.coefficient
     assert whole.online.loader.prompts.place == resumed.online.loader.prompts.place
+
+
+def test_another_number_of_processes_cannot_go_on_and_other_batch_sizes_begin_a_rollout(tmp_path: Path) -> None:
+    def run(last: int, *, resume: bool = True, **changes: object) -> prefopt.Trainer:
+        args = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 3, "max_steps": 5} | changes
+        made = online(ppo("head"), args=args, callbacks=[StopAt(last)])
+        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3") if resume else None)
+        return made
+
+    run(3, resume=False)
+    other = run(5, gradient_accumulation_steps=3)
+    assert other.online.loader.number == 2
+    assert other.online.loader._cursor == 2 * 3
+    file = tmp_path / "checkpoint-3" / "rollout-0.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"world": 2}))
+    with pytest.raises(UsageError, match=r"was written by 2 processes.* resume with as many"):
+        run(5)
 
 
 def test_a_checkpoint_is_json_and_safetensors_beside_what_transformers_writes(tmp_path: Path) -> None:

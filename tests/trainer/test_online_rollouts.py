@@ -78,6 +78,15 @@ def test_at_the_first_step_the_ratio_is_one_and_the_kl_nothing(name: str, how: d
     assert torch.equal(old[0].sort().values, old[1].sort().values)
 
 
+def test_mixed_precision_samples_scores_and_trains_alike() -> None:
+    run = online("ppo", eval_dataset=PROMPTS[:2], args={"bf16": True, "max_steps": 5, "learning_rate": 1e-2}, **ADAPTER)
+    run.train()
+    assert logs(run, "policy/ratio")[0] == pytest.approx(1.0, abs=0.02)
+    assert logs(run, "generator/gap")[0] < 0.05
+    assert np.isfinite(run.evaluate()["eval_loss"])
+    assert all(torch.isfinite(value).all() for value in run.policy.parameters())
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_old_and_reference_log_probs_are_those_of_the_sampling_temperature(how: dict) -> None:
     algorithm = prefopt.get_algorithm("rloo", kl_coef=0.1)
