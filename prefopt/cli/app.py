@@ -185,8 +185,15 @@ def verify(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")] = Path("prefopt-demo"),
     full: Annotated[bool, typer.Option("--full", help="Three training seeds, with intervals over them.")] = False,
+    overoptimization: Annotated[
+        bool, typer.Option("--overoptimization", help="Instead: what optimizing against a reward model does.")
+    ] = False,
 ) -> None:
     """Train every algorithm on an embedded world, compare them, and write a report."""
     from prefopt.lab.demo import run_demo
+    from prefopt.lab.overoptimization import run_overoptimization
 
-    run_demo(out, full=full)
+    if overoptimization:
+        run_overoptimization(out)
+    else:
+        run_demo(out, full=full)

@@ -37,7 +37,7 @@ def reward_chart(start: Result, results: Sequence[Result]) -> Figure:
     """Gold reward against KL to the start, with intervals in both and a label at every point."""
     figure = Figure(figsize=(5.4, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    _bare(axes)
+    bare(axes)
     axes.axhspan(start.reward.low, start.reward.high, color=PALE, alpha=0.45, linewidth=0)
     axes.axhline(start.reward.mean, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     points = [("starting model", 0.0, start.reward.mean, INK)]
@@ -123,13 +123,13 @@ def loss_chart(curve: Sequence[tuple[int, float]], colour: str) -> Figure:
     """Training loss over optimizer steps, in the units of its own algorithm."""
     figure = Figure(figsize=(2.5, 1.55), layout="constrained")
     axes = figure.add_subplot()
-    _bare(axes, size=8)
+    bare(axes, size=8)
     axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1.6)
     axes.locator_params(nbins=4)
     return figure
 
 
-def _bare(axes: Axes, size: float = 9) -> None:
+def bare(axes: Axes, size: float = 9) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -112,7 +112,7 @@ def run_demo(out: Path = Path("prefopt-demo"), *, full: bool = False) -> Path:
     budget = Budget(seeds=(0, 1, 2) if full else (0,))
     lab = prepare()
     prepared = time.perf_counter() - began
-    with _quiet():
+    with quiet():
         comparison = compare(lab, out, rates=RATES, budget=budget)
     path = write_report(comparison, out)
     print_table(comparison)
@@ -207,19 +207,21 @@ def train(
     seed: int,
     *callbacks: TrainerCallback,
     reward: Any = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[Trainer, Cost]:
     """Train one algorithm from the starting model; the cost is that of `Trainer.train` with its set-up.
 
     Args:
         lab: see `Lab`.
-        name: of the algorithm, whose settings are those of `prefopt.lab.rates`.
+        name: of the algorithm.
         budget: what it gets.
         rate: learning rate.
         seed: of the run.
         callbacks: of the trainer.
         reward: what tells an online algorithm what is good.
+        settings: hyperparameters of its own instead of those of `prefopt.lab.rates`.
     """
-    algorithm = get_algorithm(name, **SETTINGS.get(name, {}))
+    algorithm = get_algorithm(name, **(SETTINGS.get(name, {}) if settings is None else settings))
     online: dict[str, Any] = {}
     if algorithm.online:
         generation = {"n": budget.n, "max_new_tokens": budget.max_new_tokens, "batch_size": budget.completions}
@@ -327,7 +329,7 @@ def _progress(algorithms: Sequence[str], steps: int, out: Console) -> Iterator[C
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back the trainer's own lines, which would tear the progress bars; warnings and errors still show."""
     level, said = transformers_logging.get_verbosity(), console.console.quiet
     bits = logging.getLogger("bitsandbytes")

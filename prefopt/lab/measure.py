@@ -355,7 +355,7 @@ class Yardstick:
     start_samples: Samples = field(init=False)
 
     def __post_init__(self) -> None:
-        self.start_samples = self._sample(self.start, self.seed)
+        self.start_samples = self.sample(self.start, self.seed)
 
     def of_start(self) -> Measurement:
         """The starting model's own measurement."""
@@ -364,7 +364,7 @@ class Yardstick:
 
     def measure(self, policy: nn.Module, objective: Objective) -> tuple[Measurement, Samples]:
         """Measure one trained policy; also the completions that were drawn for it."""
-        samples = self._sample(policy, self.seed + 1)
+        samples = self.sample(policy, self.seed + 1)
         measurement = Measurement(
             reward=samples.rewards.mean(axis=1),
             length=samples.lengths.mean(axis=1),
@@ -374,6 +374,7 @@ class Yardstick:
         )
         return measurement, samples
 
-    def _sample(self, model: nn.Module, seed: int) -> Samples:
+    def sample(self, model: nn.Module, seed: int) -> Samples:
+        """Completions of a model for the prompts, the same for the same seed."""
         options = {"k": self.k, "max_new_tokens": self.max_new_tokens, "seed": seed}
         return sample(model, self.tokenizer, self.prompts, self.reward, **options)
