@@ -7,16 +7,14 @@ second interval, over seeds, which says how much another training run would diff
 
 import ctypes
 import gc
-import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,93 +22,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.data import DataSettings, Encoder, PromptExample, TokenizedDataset, TokenizedExample, collate
-from prefopt.errors import UsageError
+from prefopt.data import DataSettings, Encoder, TokenizedDataset
+from prefopt.evaluation.samples import ROWS, Samples, evaluating, log_ratios, win_rates
+from prefopt.evaluation.statistics import Estimate
 from prefopt.models.reference import FrozenModel
 from prefopt.objective import Objective
-from prefopt.rollouts import GenerationSettings, Sample, TransformersGenerator
-from prefopt.scoring import Layout, score, to_completions
+from prefopt.rollouts import GenerationSettings, TransformersGenerator
 from prefopt.steps import StepScorer
 
 GoldReward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """``f(prompts, completions) -> list[float]``, in [0, 1], higher is better."""
-
-LEVEL = 0.95
-ROWS = 128  # completions per forward pass of scoring
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its uncertainty, all in the unit of the quantity.
-
-    Attributes:
-        mean: over prompts (or pairs) and training seeds.
-        low, high: 95 % t-interval over prompts (or pairs), given these training runs.
-        seed_low, seed_high: 95 % t-interval over training seeds, given these prompts; None for a single seed.
-    """
-
-    mean: float
-    low: float
-    high: float
-    seed_low: float | None = None
-    seed_high: float | None = None
-
-    @classmethod
-    def of(cls, values: Float[np.ndarray, "seeds units"]) -> Self:
-        """From one value per training seed and prompt (or pair).
-
-        Raises:
-            UsageError: fewer than two prompts or pairs, which give no interval.
-        """
-        seeds, units = values.shape
-        if units < 2:
-            raise UsageError(f"an interval needs at least 2 prompts and 2 pairs to average over, not {units}.")
-        over_seeds = t_interval(values.mean(axis=1)) if seeds > 1 else (None, None)
-        return cls(float(values.mean()), *t_interval(values.mean(axis=0)), *over_seeds)
-
-    def above(self, other: "Estimate") -> bool:
-        """Whether this interval over prompts lies wholly above the other's."""
-        return self.low > other.high
-
-
-def t_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> tuple[float, float]:
-    """The t-interval of the mean of n ≥ 2 independent values."""
-    half = t_quantile(len(values) - 1, level) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
-
-
-@lru_cache
-def t_quantile(degrees: int, level: float = LEVEL) -> float:
-    """The t with P(\\|T\\| ≤ t) = level for Student's distribution with that many degrees of freedom.
-
-    With T = √ν · tan θ the density of θ is proportional to cos^(ν-1) θ, which is integrated on a grid.
-    """
-    theta = np.linspace(0.0, math.pi / 2, 200_001)
-    density = np.cos(theta) ** (degrees - 1)
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(math.sqrt(degrees) * np.tan(np.interp(level, below / below[-1], theta)))
-
-
-@dataclass(frozen=True)
-class Samples:
-    """k completions of each of n prompts.
-
-    Attributes:
-        prompts: as text.
-        prompt_ids: the same as tokens.
-        groups: n lists of k samples.
-        rewards: gold reward of each.
-    """
-
-    prompts: list[str]
-    prompt_ids: list[np.ndarray]
-    groups: list[list[Sample]]
-    rewards: Float[np.ndarray, "n k"]
-
-    @property
-    def lengths(self) -> Float[np.ndarray, "n k"]:
-        """Tokens per completion, the end-of-sequence token included."""
-        return np.array([[float(len(sample.ids)) for sample in group] for group in self.groups])
 
 
 def sample(
@@ -139,46 +60,6 @@ def sample(
     return Samples(list(prompts), ids, groups, np.asarray(rewards, dtype=np.float64).reshape(len(prompts), k))
 
 
-def win_rates(policy: Samples, start: Samples) -> Float[np.ndarray, " n"]:
-    """For each prompt, the share of its k² comparisons of a policy's with a start's completion that the policy wins.
-
-    Ties count one half. The two must have been sampled with different seeds, or equal models would copy each other.
-    """
-    difference = policy.rewards[:, :, None] - start.rewards[:, None, :]
-    return (1 + np.sign(difference)).mean(axis=(1, 2)) / 2
-
-
-@torch.no_grad()
-def log_ratios(policy: nn.Module, start: nn.Module, samples: Samples, pad_token_id: int) -> Float[np.ndarray, "n k"]:
-    """Σ_t [log π(y_t) − log π_0(y_t)] of each completion, in nats.
-
-    On the policy's own samples their mean estimates KL(π ‖ π_0) per completion (of completions cut at the token limit,
-    where it cuts). Single values may be negative; the divergence is not.
-    """
-    rows = [
-        TokenizedExample(i, prompt, (each.ids,), None, {}, PromptExample(text))
-        for i, (text, prompt, group) in enumerate(zip(samples.prompts, samples.prompt_ids, samples.groups, strict=True))
-        for each in group
-    ]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].completions[0]))
-    ratios = np.empty(len(rows))
-    with _evaluating(policy), _evaluating(start):
-        for chunk in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
-            batch = collate([rows[i] for i in chunk], pad_token_id)
-            layout = Layout.of(batch["input_ids"], batch["completion_mask"])
-            values = {"logps": _score(policy, batch), "ref_logps": _score(start, batch)}
-            ratios[chunk] = to_completions(layout, values).log_ratio.numpy()
-    return ratios.reshape(samples.rewards.shape)
-
-
-def _score(model: nn.Module, batch: dict[str, Any]) -> Float[Tensor, " k"]:
-    """Log-probabilities on the model's own device, brought to the CPU in float64."""
-    device = next(model.parameters()).device
-    batch = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "completion_mask")}
-    layout = Layout.of(batch["input_ids"], batch["completion_mask"])
-    return score(model, batch, layout)["logps"].cpu().double()
-
-
 @torch.no_grad()
 def pair_outcomes(
     objective: Objective, policy: nn.Module, start: nn.Module, pairs: TokenizedDataset
@@ -191,7 +72,7 @@ def pair_outcomes(
     scorer = StepScorer(objective, FrozenModel(start, "the start") if objective.needs.reference else None)
     device = next(policy.parameters()).device
     outcomes = []
-    with _evaluating(policy):
+    with evaluating(policy):
         for begin in range(0, len(pairs), ROWS // 2):
             batch = pairs.collate([pairs[i] for i in range(begin, min(begin + ROWS // 2, len(pairs)))])
             batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
@@ -200,16 +81,6 @@ def pair_outcomes(
             n = len(rows) // 2
             outcomes.append((1 + torch.sign(objective.reward(rows[:n]) - objective.reward(rows[n:]))) / 2)
     return torch.cat(outcomes).double().cpu().numpy()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @dataclass(frozen=True)

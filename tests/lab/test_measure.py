@@ -12,20 +12,17 @@ from toy_lab import ToyLab, toy_lab
 
 import prefopt
 from prefopt.data import prepare_dataset
+from prefopt.evaluation.samples import Samples, log_ratios, win_rates
+from prefopt.evaluation.statistics import t_interval, t_quantile
 from prefopt.lab.demo import Budget, make_yardstick
 from prefopt.lab.measure import (
     Cost,
     Estimate,
     Measurement,
     Result,
-    Samples,
     costing,
-    log_ratios,
     pair_outcomes,
     sample,
-    t_interval,
-    t_quantile,
-    win_rates,
 )
 from prefopt.rollouts import Sample
 
