@@ -1,9 +1,17 @@
+import gc
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported_modules_are_no_garbage() -> None:
+    """Every run collects garbage, which would walk over torch and transformers each time: most of a short run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -302,10 +302,7 @@ def test_equal_rewards_are_no_error_where_they_are_a_result() -> None:
 @pytest.mark.parametrize("name", ONLINE)
 def test_evaluation_gives_the_same_numbers_twice_and_leaves_no_trace(name: str) -> None:
     given = {"kl_controller": "adaptive", "kl_target": 1e-3, "kl_horizon": 10} if name == "ppo" else {}
-    given |= {"threshold": 0.0} if name == "rest_em" else {}
-    given |= {"minibatches": 1} if "minibatches" in online_algorithms()[name].plan else {}
-    run = online(prefopt.get_algorithm(name, **given), eval_dataset=PROMPTS[:3], args={"max_steps": 2}, **ADAPTER)
-    run.train()
+    run = trains(name, ADAPTER, **given)
     loader, before = run.online.loader, weights(run)
 
     def state() -> tuple:
@@ -401,12 +398,12 @@ def test_the_reward_lands_on_the_last_token_whether_a_completion_ended_or_was_cu
 # ---- everything that has a name ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("name", ONLINE)
-def test_every_online_algorithm_trains(name: str, how: dict) -> None:
-    given = {"threshold": 0.0} if name == "rest_em" else {}
+def trains(name: str, how: dict, **given: Any) -> prefopt.Trainer:
+    """Three steps, all weights that are trained move, and every number is one."""
+    given |= {"threshold": 0.0} if name == "rest_em" else {}
     given |= {"minibatches": 1} if "minibatches" in online_algorithms()[name].plan else {}
-    run = online(prefopt.get_algorithm(name, **given), args={"learning_rate": 1e-2}, **how)
+    algorithm = prefopt.get_algorithm(name, **given)
+    run = online(algorithm, eval_dataset=PROMPTS[:3], args={"learning_rate": 1e-2}, **how)
     before = {key: value.detach().clone() for key, value in run.policy.named_parameters() if value.requires_grad}
     run.train()
     assert run.state.global_step == 3
@@ -416,3 +413,10 @@ def test_every_online_algorithm_trains(name: str, how: dict) -> None:
     moved = [key for key, value in before.items() if not torch.equal(now[key], value)]
     assert len(moved) == len(before)
     assert all(torch.isfinite(value).all() for value in now.values())
+    return run
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_every_online_algorithm_trains(name: str) -> None:
+    """All weights; those of an adapter in the tests of evaluation."""
+    trains(name, {})

@@ -58,7 +58,7 @@ class Batches:
 
 
 def recorded(critic: str, *, how: dict, args: dict | None = None, **hyperparameters: object) -> tuple:
-    """Two rollouts of two optimizer steps each, with weights large enough that every gradient is seen."""
+    """Rollouts of two optimizer steps each, with weights large enough that every gradient is seen."""
     watch = Gradients()
     algorithm = prefopt.get_algorithm("ppo", critic=critic, passes=2, whiten_advantages=False, **hyperparameters)
     defaults = {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 2}
@@ -151,7 +151,7 @@ def test_exactly_the_roles_weights_are_trained_and_the_base_gets_nothing() -> No
 
 @pytest.mark.parametrize(("critic", "how"), [("head", ADAPTER), ("adapter", ADAPTER), ("model", {}), ("head", {})])
 def test_the_critic_learns_at_a_rate_of_its_own(critic: str, how: dict) -> None:
-    run, _, _ = recorded(critic, how=how, critic_rate=5.0)
+    run, _, _ = recorded(critic, how=how, critic_rate=5.0, args={"max_steps": 2})
     groups = run.optimizer.param_groups
     assert [group["lr"] for group in groups] == pytest.approx([1e-2] * (len(groups) - 1) + [5e-2])
     assert run.online.critic.head.weight.abs().max() > 1e-3
@@ -182,7 +182,7 @@ def test_a_head_on_the_policy_is_the_joint_loss(how: dict) -> None:
 @pytest.mark.parametrize(("critic", "how"), [("adapter", ADAPTER), ("model", {}), ("head", {})])
 def test_clipping(critic: str, how: dict) -> None:
     """A critic of its own does not shrink the policy's steps; one on the policy's hidden states is clipped with it."""
-    _, watch, _ = recorded(critic, how=how, args={"max_grad_norm": 1e-3}, vf_coef=100.0)
+    _, watch, _ = recorded(critic, how=how, args={"max_grad_norm": 1e-3, "max_steps": 2}, vf_coef=100.0)
     for mine, other in zip(watch.policy, watch.critic, strict=True):
         own = torch.stack([value.double().norm() for value in mine.values()]).norm()
         critics = torch.stack([value.double().norm() for value in other.values()]).norm()
@@ -209,7 +209,7 @@ def test_a_rollout_is_left_with_a_head_too() -> None:
 
 
 def test_a_model_critic_is_trained_beside_a_full_policy() -> None:
-    run, watch, batches = recorded("model", how={}, args={"gradient_accumulation_steps": 2})
+    run, watch, batches = recorded("model", how={}, args={"gradient_accumulation_steps": 2, "max_steps": 2})
     for number, step in enumerate(batches.steps[:1]):
         count = sum(len(batch["tokens"]["advantages"]) for batch in step)
         policy, critic = tiny.model(0, torch.float64), tiny.model(0, torch.float64)
