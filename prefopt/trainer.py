@@ -483,8 +483,7 @@ class Trainer(transformers.Trainer):
                     before = sums[name][0] if name in sums else 0.0
                     sums[name] = (before + term.values.double().sum(), term.per, term.weight)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        self._means.expect(self._everyones(self._means.names))
-        metrics = self._evaluation_loss(sums, counts) | self._means.drain(self.accelerator.gather, self.args.device)
+        metrics = self._evaluation_loss(sums, counts) | self._drained()
         self._means = kept
         return EvalLoopOutput(
             predictions=None,
@@ -517,10 +516,15 @@ class Trainer(transformers.Trainer):
             return self.objective_state
         return self.objective.prepare(self.objective_state, gathered, frozen=True)
 
+    def _drained(self) -> dict[str, float]:
+        """The metrics since the last time, over all processes, of which one may have seen fewer kinds."""
+        self._means.expect(self._everyones(self._means.names))
+        return self._means.drain(self.accelerator.gather, self.args.device)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics since the last time to the log of a training step."""
         if "loss" in logs:
-            logs |= self._means.drain(self.accelerator.gather, self.args.device)
+            logs |= self._drained()
         super().log(logs, start_time)
 
     # ---- saving and resuming -----------------------------------------------------------------------------------
