@@ -151,19 +151,39 @@ def check(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Path or hub id of a reward model or its adapter.")],
-    data: Annotated[str, typer.Option("--data", "-d", help="Held-out pairs: path or hub id.")],
+    model: Annotated[str, typer.Argument(help="Path or hub id of a policy or a reward model, whole or an adapter.")],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="Held-out prompts, for a reward model pairs: path or hub id.")
+    ],
     out: Annotated[str, typer.Option("--out", "-o", help="Folder for the report.")],
+    reward: Annotated[list[str] | None, typer.Option(help="What judges a policy, as in `prefopt train`.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The model that a policy started from: gain, win rate and KL.")
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="Completions per prompt; default 4.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens per completion at the most; default 256.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the sampling; default 1.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     split: Annotated[str, typer.Option(help="Where the data has several.")] = "train",
     max_length: Annotated[int | None, typer.Option(help="Tokens of prompt and completion together.")] = None,
     truncation: Annotated[str, typer.Option(help="drop, keep-start or keep-end.")] = "drop",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
 ) -> None:
-    """Report on a reward model: accuracy on held-out pairs, by length and margin, calibration, love of length."""
+    """Report on a policy under a reward (with --against: gain, win rate, KL), or on a reward model on held-out pairs
+    (accuracy by length and margin, calibration, love of length)."""
     from prefopt.cli.evaluate import run_evaluate
 
-    settings = {"split": split, "max_length": max_length, "truncation": truncation}
-    run_evaluate(model, data, out, settings, trust_remote_code)
+    run_evaluate(
+        reward or [],
+        {"n": n, "max_new_tokens": max_new_tokens, "temperature": temperature},
+        model=model,
+        data=data,
+        out=out,
+        against=against,
+        seed=seed,
+        settings={"split": split, "max_length": max_length, "truncation": truncation},
+        trust_remote_code=trust_remote_code,
+    )
 
 
 @app.command()

@@ -5,7 +5,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from prefopt.data import PromptExample
 from prefopt.errors import UsageError, did_you_mean
+from prefopt.rollouts.generator import Sample
 
 RewardFunction = Callable[..., Sequence[float]]
 """``f(prompts, completions, **columns) -> list[float]``: one finite number per completion, higher is better.
@@ -53,6 +55,30 @@ def join_columns(dataset: Mapping[str, list[Any]], rollout: Mapping[str, list[An
                 f"({', '.join(ROLLOUT_COLUMNS)}): rename it with data.columns={{{name!r}: 'data_{name}'}}."
             )
     return {**dataset, **rollout}
+
+
+def columns_of(
+    sources: Sequence[PromptExample], samples: Sequence[Sample], group: Sequence[int], max_new_tokens: int
+) -> dict[str, list[Any]]:
+    """Every column that a reward can ask for: those of the dataset, and `ROLLOUT_COLUMNS`.
+
+    Args:
+        sources: the example of each completion, with its columns.
+        samples: the completions.
+        group: for each, a number that the completions of one prompt share.
+        max_new_tokens: the token limit.
+
+    Raises:
+        UsageError: see `join_columns`.
+    """
+    names = sorted({name for source in sources for name in source.columns})
+    facts = {
+        "ended": [sample.ended for sample in samples],
+        "lengths": [len(sample.ids) for sample in samples],
+        "max_new_tokens": [max_new_tokens] * len(samples),
+        "group": list(group),
+    }
+    return join_columns({name: [source.columns.get(name) for source in sources] for name in names}, facts)
 
 
 def evaluate(

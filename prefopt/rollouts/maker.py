@@ -1,9 +1,9 @@
 """From prompts to training examples: sample, reward, score, and let the source make examples of it."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prefopt.data import TokenizedExample, collate
 from prefopt.errors import UsageError
 from prefopt.models import Critic, Reference
-from prefopt.rollouts.calling import join_columns
+from prefopt.rollouts.calling import columns_of
 from prefopt.rollouts.control import KLController
 from prefopt.rollouts.credit import Shaped
 from prefopt.rollouts.generator import GenerationSettings, Generator, Mixture, Sample
@@ -102,7 +102,7 @@ class RolloutMaker:
         return self._examples(groups, frozen=True) if groups else []
 
     def _examples(self, groups: list[Group], *, frozen: bool) -> list[TokenizedExample]:
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), self.autocast(), self._timed("score"):
             groups = self._scored(groups)
         # In an evaluation processes take turns of their own, and one may have nothing to give.
         gather = _alone if frozen else self.gather
@@ -116,13 +116,15 @@ class RolloutMaker:
         share = replace(self.settings, n=self.settings.n // len(self.source.samplers))
         ids = [prompt.prompt for prompt in prompts]
         with self.autocast():
+            with self._timed("generate"):
             drawn = [self._draw(sampler, ids, share) for sampler in self.source.samplers]
         samples = [[sample for part in parts for sample in part] for parts in zip(*drawn, strict=True)]
         flat = [sample for group in samples for sample in group]
         repeated = [prompt.source for prompt in prompts for _ in range(self.settings.n)]
         numbers = [i for i in range(len(prompts)) for _ in range(self.settings.n)]
-        columns = join_columns(_columns(repeated), self._facts(flat, numbers))
-        rewards, parts = self.reward([source.prompt for source in repeated], [s.text for s in flat], columns)
+        columns = columns_of(repeated, flat, numbers, self.settings.max_new_tokens)
+        with self._timed("reward"):
+            rewards, parts = self.reward([source.prompt for source in repeated], [s.text for s in flat], columns)
         n = self.settings.n
         groups = [
             Group(prompt, group, rewards[i * n : (i + 1) * n])
@@ -148,15 +150,6 @@ class RolloutMaker:
             return reference(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
             ).logits[:, -1]
-
-    def _facts(self, samples: list[Sample], numbers: list[int]) -> dict[str, list[Any]]:
-        """Columns that every reward can ask for."""
-        return {
-            "ended": [sample.ended for sample in samples],
-            "lengths": [len(sample.ids) for sample in samples],
-            "max_new_tokens": [self.settings.max_new_tokens] * len(samples),
-            "group": numbers,
-        }
 
     # ---- scoring -----------------------------------------------------------------------------------------------
 
@@ -205,6 +198,13 @@ class RolloutMaker:
         return values
 
     # ---- what is logged ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        """Log how long a part of a rollout takes, in seconds."""
+        began = time.perf_counter()
+        yield
+        self.record({f"seconds/{what}": torch.tensor([time.perf_counter() - began])})
 
     def _record(self, flat: list[Sample], parts: Mapping[str, list[float]], groups: list[Group]) -> None:
         values = {
@@ -255,11 +255,6 @@ def repeated_trigrams(ids: np.ndarray) -> float:
     """The share of a completion's token trigrams that have stood in it before, 0 to 1."""
     trigrams = list(zip(ids[:-2].tolist(), ids[1:-1].tolist(), ids[2:].tolist(), strict=True))
     return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
-
-
-def _columns(sources: list[Any]) -> dict[str, list[Any]]:
-    names = {name for source in sources for name in source.columns}
-    return {name: [source.columns.get(name) for source in sources] for name in sorted(names)}
 
 
 @contextmanager

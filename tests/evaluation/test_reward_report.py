@@ -216,7 +216,7 @@ def test_evaluate_says_what_it_takes(tmp_path: Path, monkeypatch, capsys):
     tiny.save(tmp_path / "base")
     (tmp_path / "pairs.json").write_text(json.dumps(tiny.pairs(4)))
     assert run(monkeypatch, "evaluate", "base", "--data", "pairs.json", "--out", "report") == 2
-    assert "base is a language model, and `prefopt evaluate` takes a reward model" in capsys.readouterr().err
+    assert "base is a language model, which a reward has to judge: give reward (--reward)" in capsys.readouterr().err
     assert run(monkeypatch, "evaluate", "nowhere/at/all", "--data", "pairs.json", "--out", "report") == 2
     assert "was found neither as a folder" in capsys.readouterr().err
     assert "reward" in prefopt.algorithms()

@@ -1,0 +1,178 @@
+"""The report on a policy as one HTML file that asks nothing of the network, as JSON, and as a table to print."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from prefopt.evaluation.policy_report import PolicyReport, Scored
+from prefopt.evaluation.reward_page import STYLE
+from prefopt.evaluation.statistics import Estimate
+
+SHOWN = 4
+"""Prompts whose completions the page shows."""
+UNITS = {"length": " tokens", "kl": " nats"}
+SHARES = ("ended", "repetition", "win_rate")
+MEANINGS = {
+    "reward": "mean over the completions",
+    "length": "per completion, the end token included",
+    "ended": "completions that end by themselves rather than at the token limit",
+    "repetition": "token trigrams that stood before in the same completion",
+    "gain": "reward minus the start's, prompt by prompt",
+    "win_rate": "comparisons with a completion of the start that are won; a tie counts one half",
+    "kl": "KL to the start, per completion",
+}
+NAMES = {"ended": "ended by itself", "gain": "gain in reward", "win_rate": "win rate", "kl": "KL"}
+
+
+def write_policy_report(
+    report: PolicyReport, policy: Scored, start: Scored | None, facts: Mapping[str, str], out: Path
+) -> Path:
+    """Write ``report.html``, ``report.json`` and ``completions.jsonl`` (every completion with its reward) to a folder.
+
+    Args:
+        report: the numbers.
+        policy, start: what was sampled.
+        facts: what was evaluated on what, in words.
+        out: made if it is not there.
+
+    Returns:
+        The path of the HTML file.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    numbers = {"facts": dict(facts), **dataclasses.asdict(report)}
+    (out / "report.json").write_text(json.dumps(_plain(numbers), indent=2) + "\n", encoding="utf-8")
+    rows = _rows("policy", policy) + ([] if start is None else _rows("start", start))
+    lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    (out / "completions.jsonl").write_text(lines, encoding="utf-8")
+    path = out / "report.html"
+    path.write_text(page(report, policy, start, facts), encoding="utf-8")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """Without what only several training seeds have."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if not key.startswith("seed_")}
+    return value
+
+
+def _rows(model: str, scored: Scored) -> list[dict[str, Any]]:
+    samples = scored.samples
+    return [
+        {
+            "model": model,
+            "prompt": prompt,
+            "completion": sample.text,
+            "reward": float(samples.rewards[i, k]),
+            **{f"reward/{name}": float(values[i, k]) for name, values in scored.parts.items() if len(scored.parts) > 1},
+            "tokens": len(sample.ids),
+            "ended": sample.ended,
+        }
+        for i, (prompt, group) in enumerate(zip(samples.prompts, samples.groups, strict=True))
+        for k, sample in enumerate(group)
+    ]
+
+
+def lines(report: PolicyReport) -> list[tuple[str, Estimate, Estimate | None]]:
+    """Name, the policy's value, and the start's where it has one."""
+    start = report.start or {}
+    found = [(name, value, start.get(name)) for name, value in report.policy.items()]
+    return found + [(name, getattr(report, name), None) for name in ("gain", "win_rate", "kl") if getattr(report, name)]
+
+
+def written(name: str, value: float, *, signed: bool = False) -> str:
+    """A number in the unit of its line."""
+    if name in SHARES:
+        return f"{value:.1%}"
+    return f"{value:{'+' if signed else ''}.{1 if name == 'length' else 3}f}" + UNITS.get(name, "")
+
+
+def _interval(name: str, value: Estimate) -> str:
+    return f"{written(name, value.low, signed=name == 'gain')} to {written(name, value.high, signed=name == 'gain')}"
+
+
+def printed(report: PolicyReport) -> RenderableType:
+    """The same as a table for a terminal."""
+    table = Table(f"{report.prompts} prompts, {report.n} completions each", "policy", "95 % interval")
+    if report.start is not None:
+        table.add_column("start")
+    for name, value, other in lines(report):
+        cells = [NAMES.get(name, name), written(name, value.mean, signed=name == "gain"), _interval(name, value)]
+        table.add_row(*cells, *([] if report.start is None else ["" if other is None else written(name, other.mean)]))
+    return Group(table, *(f"warning: {line}" for line in report.warnings))
+
+
+def page(report: PolicyReport, policy: Scored, start: Scored | None, facts: Mapping[str, str]) -> str:
+    """The HTML file."""
+    warnings = "".join(
+        f'<p class="warning"><b>Warning.</b> {escape(line[:1].upper() + line[1:])}</p>' for line in report.warnings
+    )
+    named = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Policy report</title>\n'
+        f"<style>\n{STYLE}.said {{ white-space: pre-wrap; overflow-wrap: anywhere; }}\n</style>\n</head>\n<body>\n"
+        f'<main>\n<h1>Policy report</h1>\n<p class="lead">{_lead(report)}</p>\n{warnings}{_table(report)}'
+        "<p class=soft>A prompt is one observation: its completions are averaged first. Intervals are 95&nbsp;% "
+        "t-intervals over prompts, and say nothing of how another training run would differ.</p>\n"
+        f"<h2>What it says</h2>\n{_shown(policy, start)}"
+        f"<h2>What was evaluated</h2>\n<dl>{named}</dl>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _lead(report: PolicyReport) -> str:
+    own, rate = report.policy["reward"], report.win_rate
+    text = f"Mean reward <b>{own.mean:.3f}</b> on {report.prompts} held-out prompts (95&nbsp;% interval "
+    text += f"{own.low:.3f} to {own.high:.3f})"
+    if rate is None:
+        return text + "."
+    return text + (
+        f", {report.gain.mean:+.3f} against the start; it wins <b>{rate.mean:.1%}</b> of comparisons with the start "
+        f"({rate.low:.1%} to {rate.high:.1%})."
+    )
+
+
+def _table(report: PolicyReport) -> str:
+    compared = report.start is not None
+    rows = "".join(
+        f"<tr><th>{escape(NAMES.get(name, name))}</th><td>{written(name, value.mean, signed=name == 'gain')}</td>"
+        f"<td class=soft>{_interval(name, value)}</td>"
+        + (f"<td>{'' if other is None else written(name, other.mean)}</td>" if compared else "")
+        + f"<td class=soft>{escape(MEANINGS.get(name, 'without its weight'))}</td></tr>"
+        for name, value, other in lines(report)
+    )
+    head = "<th></th><th>policy</th><th>95&nbsp;% interval</th>" + ("<th>start</th>" if compared else "") + "<th></th>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n"
+
+
+def _shown(policy: Scored, start: Scored | None) -> str:
+    """The first completion of some prompts, the highest and the lowest gains among them."""
+    rewards = policy.samples.rewards.mean(axis=1)
+    order = (rewards if start is None else rewards - start.samples.rewards.mean(axis=1)).argsort(kind="stable")
+    half = min(SHOWN, len(order)) // 2
+    best, worst = list(order[::-1][:half]), list(order[:half][::-1])
+    what = "reward" if start is None else "gain"
+    parts = [f"<p class=soft>The {half} prompts of the highest {what}, then the {half} of the lowest.</p>\n"]
+    for i in [*best, *worst]:
+        said = "".join(
+            f"<tr><th>{name}</th><td class=said>{escape(one.samples.groups[i][0].text.strip())}</td>"
+            f"<td>{one.samples.rewards[i, 0]:.3f}</td></tr>"
+            for name, one in (("policy", policy), ("start", start))
+            if one is not None
+        )
+        prompt = escape(_prompt(policy.samples.prompts[i]))
+        parts.append(f"<table><thead><tr><th></th><th class=said>{prompt}</th><th>reward</th></tr></thead>")
+        parts.append(f"<tbody>{said}</tbody></table>\n")
+    return "".join(parts)
+
+
+def _prompt(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt.strip()
+    return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in prompt)

@@ -1,0 +1,176 @@
+"""Evaluating a saved model: load it, measure it, write its report."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from prefopt import __version__
+from prefopt.console import say
+from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
+from prefopt.errors import ModelError, UsageError
+from prefopt.evaluation import policy_page, reward_page
+from prefopt.evaluation.policy_report import compare, divergence, score_policy
+from prefopt.evaluation.reward_report import report_on, score_pairs
+from prefopt.models import ModelSettings, load_policy, load_tokenizer
+from prefopt.models.export import RUN_FILE
+from prefopt.rollouts import GenerationSettings, Reward, make_reward
+from prefopt.rollouts.reward_model import RewardModel, is_reward_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What to evaluate, on what, and how.
+
+    Attributes:
+        model: path or hub id of a policy or a reward model, whole or an adapter.
+        data: held-out prompts for a policy, pairs for a reward model: path or hub id.
+        out: folder for the report.
+        settings: fields of `DataSettings`.
+        reward: for a policy: whatever `make_reward` takes.
+        against: for a policy: the model that it started from, or any other to compare it with.
+        generation: for a policy: fields of `GenerationSettings`.
+        seed: of the sampling of the policy's completions; the next one is that of the other model's.
+        trust_remote_code: run code that comes with the models.
+    """
+
+    model: str
+    data: str
+    out: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reward: Any = None
+    against: str | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def check(self, *, rewards: bool) -> None:
+        """Refuse what does not go together.
+
+        Args:
+            rewards: whether the model is a reward model.
+
+        Raises:
+            UsageError: a policy without a reward, a reward model with what only policies have, or settings that are
+                wrong by themselves.
+        """
+        DataSettings.of(self.settings)
+        GenerationSettings.of(dict(self.generation))
+        if not rewards and self.reward is None:
+            raise UsageError(
+                f"{self.model} is a language model, which a reward has to judge: give reward (--reward), a reward "
+                "model, FILE.py:NAME or a built-in."
+            )
+        given = [name for name in ("reward", "against", "generation") if getattr(self, name)]
+        if rewards and given:
+            raise UsageError(
+                f"{self.model} is a reward model, which is evaluated on pairs: leave {' and '.join(given)} out."
+            )
+        if Path(self.out).is_file():
+            raise UsageError(f"--out {self.out} is a file; name a folder.")
+
+
+def evaluate(evaluation: Evaluation) -> Path:
+    """Measure a model, print its report and write it into a folder.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        UsageError, ModelError, DataError: see `Evaluation.check`; or a model or dataset that cannot be used.
+    """
+    rewards = is_reward_model(evaluation.model, trust_remote_code=evaluation.trust_remote_code)
+    evaluation.check(rewards=rewards)
+    path = _evaluate_reward_model(evaluation) if rewards else _evaluate_policy(evaluation)
+    say(f"report in {path}")
+    return path
+
+
+def _evaluate_reward_model(given: Evaluation) -> Path:
+    reward = RewardModel.load(given.model, trust_remote_code=given.trust_remote_code)
+    settings = DataSettings.of({"template_args": reward.template_args, **given.settings})
+    dataset = prepare_dataset(
+        given.data, "pairs", reward.tokenizer, settings, context=reward.context, reader="evaluate"
+    )
+    _say_audit(dataset)
+    report = report_on(score_pairs(reward, dataset))
+    Console().print(reward_page.printed(report), markup=False)
+    return reward_page.write_reward_report(report, _facts(given, dataset), Path(given.out))
+
+
+def _evaluate_policy(given: Evaluation) -> Path:
+    tokenizer = load_tokenizer(given.model, trust_remote_code=given.trust_remote_code)
+    template = _record(given.model).get("template_args") or {}
+    settings = DataSettings.of({"template_args": template, **given.settings})
+    generation = GenerationSettings.of(dict(given.generation))
+    reward = _reward(given)
+    policy = _load(given.model, given.trust_remote_code)
+    context = getattr(policy.config, "max_position_embeddings", None)
+    prompts = prepare_dataset(given.data, "prompts", tokenizer, settings, context=context, reader="evaluate")
+    _say_audit(prompts)
+    own = score_policy(policy, tokenizer, prompts, reward, generation, given.seed)
+    theirs, ratios = None, None
+    if given.against is not None:
+        start = _load(given.against, given.trust_remote_code)
+        _same_tokens(policy, start, given)
+        theirs = score_policy(start, tokenizer, prompts, reward, generation, given.seed + 1)
+        ratios = divergence(policy, start, own, prompts.pad_token_id, generation)
+        if ratios is None:
+            say("no KL: the completions are not samples of the whole distribution (temperature, top_p, top_k).")
+    report = compare(own, theirs, ratios)
+    Console().print(policy_page.printed(report), markup=False)
+    facts = _facts(given, prompts) | _policy_facts(given, generation)
+    return policy_page.write_policy_report(report, own, theirs, facts, Path(given.out))
+
+
+def _reward(given: Evaluation) -> Reward:
+    return make_reward(
+        given.reward, load=lambda name: RewardModel.load(name, trust_remote_code=given.trust_remote_code)
+    )
+
+
+def _load(name: str, trust_remote_code: bool) -> nn.Module:
+    """A policy as it was trained: an adapter on a quantized base gets that base."""
+    if is_reward_model(name, trust_remote_code=trust_remote_code):
+        raise ModelError(f"{name} is a reward model, and what a policy is compared with must be a language model.")
+    quantized = _record(name).get("adapter") == "qlora"
+    settings = ModelSettings(adapter="qlora" if quantized else None, trust_remote_code=trust_remote_code)
+    model = load_policy(name, settings)
+    if torch.cuda.is_available() and not quantized:
+        model.to("cuda")
+    return model.eval().requires_grad_(False)
+
+
+def _record(name: str) -> dict[str, Any]:
+    path = Path(name) / RUN_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _same_tokens(policy: nn.Module, start: nn.Module, given: Evaluation) -> None:
+    sizes = [model.get_input_embeddings().weight.shape[0] for model in (policy, start)]
+    if sizes[0] != sizes[1]:
+        raise ModelError(
+            f"{given.model} knows {sizes[0]} tokens and {given.against} {sizes[1]}: only models with the same "
+            "tokenizer can be compared."
+        )
+
+
+def _say_audit(dataset: TokenizedDataset) -> None:
+    for line in [*dataset.notes, *dataset.audit.lines()]:
+        say(line)
+
+
+def _facts(given: Evaluation, dataset: TokenizedDataset) -> dict[str, str]:
+    rows = dataset.audit.lines()[0]
+    return {"model": given.model, "data": given.data, "rows": rows, "prefopt": __version__}
+
+
+def _policy_facts(given: Evaluation, generation: GenerationSettings) -> dict[str, str]:
+    sampling = ", ".join(f"{name}={value}" for name, value in vars(generation).items() if name != "batch_size")
+    compared = {} if given.against is None else {"start": given.against}
+    return {"reward": str(given.reward), **compared, "sampling": f"{sampling}, seed={given.seed}"}
