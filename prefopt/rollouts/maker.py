@@ -115,8 +115,7 @@ class RolloutMaker:
         """Sample and reward ``settings.n`` completions for each prompt."""
         share = replace(self.settings, n=self.settings.n // len(self.source.samplers))
         ids = [prompt.prompt for prompt in prompts]
-        with self.autocast():
-            with self._timed("generate"):
+        with self.autocast(), self._timed("generate"):
             drawn = [self._draw(sampler, ids, share) for sampler in self.source.samplers]
         samples = [[sample for part in parts for sample in part] for parts in zip(*drawn, strict=True)]
         flat = [sample for group in samples for sample in group]
