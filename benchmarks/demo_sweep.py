@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from prefopt.catalogue import get_algorithm
 from prefopt.lab.demo import ALGORITHMS, Budget, make_yardstick, train, train_reward_models
 from prefopt.lab.measure import Result, Samples
 from prefopt.lab.rates import RATES as CHOSEN
@@ -42,8 +43,16 @@ def load(setting: dict) -> dict:
     if RESULTS.is_file():
         found = json.loads(RESULTS.read_text())
         if found["setting"] == setting:
+            found["runs"] = [run for run in found["runs"] if conditions(run["algorithm"]).items() <= run.items()]
             return found
     return {"command": COMMAND, "setting": setting, "runs": [], "best": {}}
+
+
+def conditions(name: str) -> dict:
+    """What a run of an algorithm depends on besides its learning rate."""
+    if not (name in EVERY and name != "reward" and get_algorithm(name).online):
+        return {}
+    return {"settings": SETTINGS.get(name, {}), "reward_model_rate": CHOSEN["reward"]}
 
 
 def save(results: dict) -> None:
@@ -72,7 +81,6 @@ def main() -> None:
     yardstick = make_yardstick(lab_here, budget)
     setting = {"lab": lab.folder.name, "budget": asdict(budget) | {"seeds": list(budget.seeds)}}
     setting |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    setting |= {"settings": SETTINGS, "reward_model_rate": CHOSEN["reward"]}
     results = load(setting)
     results["start"] = Result.of("start", [yardstick.of_start()]).reward.mean
     proxies = train_reward_models(lab_here, Path(tempfile.mkdtemp()), budget, CHOSEN["reward"], ("ppo",))
@@ -82,7 +90,7 @@ def main() -> None:
         rates = chosen.rates or (*RATES, *HIGHER.get(name, ()))
         for rate in (rate for rate in rates if (name, rate) not in done):
             trainer, cost = train(lab_here, name, budget, rate, 0, reward=proxies[0])
-            run = {"algorithm": name, "learning_rate": rate}
+            run = {"algorithm": name, "learning_rate": rate, **conditions(name)}
             if name == "reward":
                 metrics = trainer.evaluate([dict(row) for row in lab_here.held_out_pairs])
                 run |= {"accuracy": round(metrics["eval_rewards/accuracies"], 4), "seconds": round(cost.seconds, 1)}

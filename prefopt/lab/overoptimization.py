@@ -23,11 +23,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from prefopt.lab.charts import COLOURS, MARKERS, bare, inline, palette, standalone
 from prefopt.lab.demo import Budget, Lab, facts, make_yardstick, quiet, train, train_reward_models
 from prefopt.lab.measure import Estimate, Result, Samples, Yardstick, log_ratios
-from prefopt.lab.rates import RATES
+from prefopt.lab.rates import RATES, SETTINGS
 from prefopt.lab.report import STYLE
 from prefopt.rollouts.reward_model import RewardModel
 
 ALGORITHMS = ("ppo", "rloo", "grpo", "rejection_sampling", "online_dpo")
+STUDY_RATES = RATES | {"rloo": RATES["grpo"], "online_dpo": RATES["dpo"]}
+CAREFUL: dict[str, dict[str, Any]] = SETTINGS | {"rloo": {"kl_coef": 0.2}, "online_dpo": {"beta": 0.3}}
+"""Those of the demo; the two that are not in it have the learning rates of their kin."""
+
 FREE: dict[str, dict[str, Any]] = {
     "ppo": {"kl_coef": 0.0, "passes": 2},
     "rloo": {"kl_coef": 0.0},
@@ -137,7 +141,9 @@ def study(
         for seed in budget.seeds:
             tracker = Tracker(few, RewardModel.load(strong[seed]), every) if seed == budget.seeds[0] else None
             watchers = [tracker] if tracker else []
-            trainer, cost = train(lab, name, budget, rates[name], seed, *watchers, reward=strong[seed])
+            trainer, cost = train(
+                lab, name, budget, rates[name], seed, *watchers, reward=strong[seed], settings=CAREFUL.get(name, {})
+            )
             runs.append(yardstick.measure(trainer.policy, trainer.objective)[0])
             costs.append(cost)
             if tracker:
@@ -151,7 +157,8 @@ def study(
         free[name] = tracker.points
         say_line(name, results[-1], free[name])
     told = facts(lab, budget, rates, algorithms) | {
-        "Careful runs": "the demo's settings, a reward model of all pairs for each seed",
+        "Careful runs": "a reward model of all pairs for each seed; "
+        + "; ".join(f"{name} {CAREFUL.get(name) or 'as it is'}" for name in algorithms),
         "Free runs": f"{free_steps} steps; " + "; ".join(f"{name} {FREE[name] or 'as it is'}" for name in algorithms),
         "Weak reward model": f"{weak_pairs} pairs",
         "Repeat with": "prefopt demo --overoptimization",
@@ -179,7 +186,7 @@ def run_overoptimization(out: Path = Path("prefopt-demo")) -> Path:
 
     lab = prepare()
     with quiet():
-        found = study(lab, out, budget=Budget(seeds=(0, 1, 2)), rates=RATES)
+        found = study(lab, out, budget=Budget(seeds=(0, 1, 2)), rates=STUDY_RATES)
     path = write(found, out)
     print_study(found)
     Console().print(f"\nReport: {path}", highlight=False, soft_wrap=True)

@@ -17,8 +17,6 @@ RATES = {
     "rejection_sampling": 4e-4,
     "grpo": 4e-4,
     "ppo": 8e-4,
-    "rloo": 4e-4,
-    "online_dpo": 4e-4,
     "reward": 1e-3,
 }
 
@@ -26,7 +24,5 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # The reward model is trained on 1,280 noisy pairs: without a strong pull to the start it is soon fooled.
     "grpo": {"beta": 0.2},
     "ppo": {"kl_coef": 0.15, "passes": 1},
-    "rloo": {"kl_coef": 0.2},
-    "online_dpo": {"beta": 0.3},
 }
 """Hyperparameters that are not at their defaults; learning rates were tried with these."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from prefopt.catalogue import get_algorithm
 from prefopt.lab.demo import ALGORITHMS, Budget
 from prefopt.lab.rates import RATES, SETTINGS
 
@@ -28,5 +29,9 @@ def test_the_sweep_had_the_budget_of_the_demo():
 
 
 def test_the_sweep_had_the_settings_and_the_reward_model_of_the_demo():
-    assert SWEEP["setting"]["settings"] == SETTINGS
-    assert SWEEP["setting"]["reward_model_rate"] == RATES["reward"]
+    for run in SWEEP["runs"]:
+        if "reward_model_rate" in run:
+            assert run["reward_model_rate"] == RATES["reward"]
+            assert run["settings"] == SETTINGS.get(run["algorithm"], {})
+    online = {run["algorithm"] for run in SWEEP["runs"] if "reward_model_rate" in run}
+    assert online == {name for name in RATES if name != "reward" and get_algorithm(name).online}
