@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefopt.batches import Batch
-from prefopt.objective import Objective, State
+from prefopt.objective import Loss, Objective, State
 from prefopt.verify.leaves import leaves, mask_of, with_leaves
 
 
@@ -46,11 +47,12 @@ LossOf = Callable[[Batch, State], Tensor]
 
 
 def loss_of(objective: Objective, denominators: Mapping[str, float] | None = None) -> LossOf:
-    """The scalar loss of a batch under a given state."""
+    """The scalar loss of a batch under a given state, without the metrics that a call computes besides."""
 
     def loss(batch: Batch, state: State) -> Tensor:
-        result = objective(batch, state)
-        return result.mean() if denominators is None else result.reduce(denominators)
+        batch = objective.view(batch)
+        counts = objective.counts(batch) if denominators is None else denominators
+        return Loss(terms=objective.terms(batch, state), metrics={}, counts={}).reduce(counts)
 
     return loss
 
@@ -88,39 +90,47 @@ def _gradient(value: Tensor, inputs: list[Tensor], **options: Any) -> list[Tenso
     return [torch.zeros_like(part) if one is None else one for part, one in zip(inputs, found, strict=True)]
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """How rounding of the inputs moves the value and each gradient: |L| + Σ|x ∂L/∂x|, and |g| + Σ|x ∂g/∂x|."""
+class Curvature:
+    """How rounding of the inputs moves a loss and its gradient, in float64.
 
-    value: float
-    gradient: Mapping[str, Tensor]
-
-
-def sensitivity(loss: LossOf, batch: Batch, state: State, *, second: bool = True) -> Sensitivity:
-    """Scales in float64 for errors of the value and (with ``second``) of each gradient.
-
-    The step's state counts as an input.
+    The step's state counts as an input. Second derivatives are taken one entry at a time, when one is asked for.
     """
-    inputs = {path: value.detach().double().requires_grad_() for path, value in leaves(batch).items()}
-    moved = {
-        name: value.detach().double().requires_grad_() if value.is_floating_point() else value
-        for name, value in state.items()
-    }
-    value = loss(with_leaves(batch, inputs), moved)
-    tracked = [*inputs.values(), *(part for part in moved.values() if part.is_floating_point())]
-    masks = [*(mask_of(batch, path) for path in inputs), *(None for _ in tracked[len(inputs) :])]
-    first = _gradient(value, tracked, create_graph=second)
-    size = float(value.detach().abs())
-    if not second:
-        return Sensitivity(size + _weighted(tracked, first, masks), {})
-    scales = {path: torch.zeros_like(part) for path, part in inputs.items()}
-    for path, gradient in zip(inputs, first[: len(inputs)], strict=True):
-        mask = mask_of(batch, path)
-        for index in mask.nonzero():
-            entry = gradient[tuple(index)]
-            second = _gradient(entry, tracked, retain_graph=True)
-            scales[path][tuple(index)] = float(entry.detach().abs()) + _weighted(tracked, second, masks)
-    return Sensitivity(size + _weighted(tracked, first, masks), scales)
+
+    def __init__(self, loss: LossOf, batch: Batch, state: State) -> None:
+        self._loss, self._batch, self._state = loss, batch, state
+        self._masks = [mask_of(batch, path) for path in leaves(batch)]
+
+    @cached_property
+    def _first(self) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+        """The loss, what it is differentiated by, and its gradient by leaf, itself to be differentiated."""
+        value, tracked = self._attached()
+        gradients = _gradient(value, tracked, create_graph=True)
+        return value, tracked, dict(zip(leaves(self._batch), gradients, strict=False))
+
+    def _attached(self) -> tuple[Tensor, list[Tensor]]:
+        inputs = {path: value.detach().double().requires_grad_() for path, value in leaves(self._batch).items()}
+        moved = {
+            name: value.detach().double().requires_grad_() if value.is_floating_point() else value
+            for name, value in self._state.items()
+        }
+        tracked = [*inputs.values(), *(part for part in moved.values() if part.is_floating_point())]
+        return self._loss(with_leaves(self._batch, inputs), moved), tracked
+
+    def value(self) -> float:
+        """|L| + Σ|x ∂L/∂x|."""
+        value, tracked = self._attached()
+        return float(value.detach().abs()) + self._weighted(tracked, _gradient(value, tracked))
+
+    def scale(self, path: str, index: tuple) -> float:
+        """|g| + Σ|x ∂g/∂x| for one entry of the gradient."""
+        _, tracked, gradient = self._first
+        entry = gradient[path][index]
+        second = _gradient(entry, tracked, retain_graph=True)
+        return float(entry.detach().abs()) + self._weighted(tracked, second)
+
+    def _weighted(self, tracked: list[Tensor], gradients: list[Tensor]) -> float:
+        masks = [*self._masks, *(None for _ in tracked[len(self._masks) :])]
+        return _weighted(tracked, gradients, masks)
 
 
 def _weighted(inputs: list[Tensor], gradients: list[Tensor], masks: list[Tensor | None]) -> float:

@@ -18,7 +18,7 @@ asked for more digits, for a loss that is what terms of that size leave where th
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
@@ -30,19 +30,19 @@ from prefopt.batches import Batch, Completions, Ranked, Rollouts
 from prefopt.errors import UsageError
 from prefopt.objective import Objective, State
 from prefopt.verify.cases import BY_TOKEN
-from prefopt.verify.evaluation import evaluate, loss_of, sensitivity, state_of
+from prefopt.verify.evaluation import Curvature, evaluate, loss_of, state_of
 from prefopt.verify.leaves import cast, leaves, mask_of
 from prefopt.verify.results import PASSED, Outcome
 from prefopt.verify.search import Trial
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-DIGITS = 50
-STEP = "1e-18"
+DIGITS = 60
+STEP = "1e-24"
+"""Of the differences that stand for derivatives: so short that what curves is straight to 1e-16 over it, also where
+the second derivative is 1e8 times the first."""
 NOISE = 1e-17
 SMALL = 1e-3
 JUMP = 1e-9
-KINK = 1e-9
-"""Left and right derivatives that differ by more than this, relative to the larger, mark a kink."""
 
 
 def _mpmath() -> Any:
@@ -84,16 +84,37 @@ class Reference:
 
     def derivatives(self, objective: Objective, batch: Batch, state: State) -> Iterator[tuple[str, tuple, Any, Any]]:
         """For every entry of every leaf: its path, its index, and the derivatives from the left and from the right."""
-        mpmath = _mpmath()
-        with mpmath.workdps(DIGITS):
-            examples, arguments = Examples(batch), self.arguments(objective, state)
-            step = mpmath.mpf(STEP)
-            middle = self.module.loss(examples.list(), **arguments)
-            for path in leaves(batch):
-                for index in mask_of(batch, path).nonzero().tolist():
-                    right = self.module.loss(examples.list(path, tuple(index), step), **arguments)
-                    left = self.module.loss(examples.list(path, tuple(index), -step), **arguments)
-                    yield path, tuple(index), (middle - left) / step, (right - middle) / step
+        slopes = Slopes(self, objective, batch, state)
+        for path, index in entries(batch):
+            yield path, index, slopes.left(path, index), slopes.right(path, index)
+
+
+class Slopes:
+    """The loss of a reference on one batch, and its derivatives from either side in one entry of a leaf at a time."""
+
+    def __init__(self, reference: Reference, objective: Objective, batch: Batch, state: State) -> None:
+        self._loss = reference.module.loss
+        self._arguments = reference.arguments(objective, state)
+        self._examples = Examples(batch)
+        with _mpmath().workdps(DIGITS):
+            self.value = self._loss(self._examples.list(), **self._arguments)
+
+    def left(self, path: str, index: tuple) -> Any:
+        return self._slope(path, index, -_mpmath().mpf(STEP))
+
+    def right(self, path: str, index: tuple) -> Any:
+        return self._slope(path, index, _mpmath().mpf(STEP))
+
+    def _slope(self, path: str, index: tuple, step: Any) -> Any:
+        with _mpmath().workdps(DIGITS):
+            return (self._loss(self._examples.list(path, index, step), **self._arguments) - self.value) / step
+
+
+def entries(batch: Batch) -> Iterator[tuple[str, tuple]]:
+    """Path and index of every floating input that counts."""
+    for path in leaves(batch):
+        for index in mask_of(batch, path).nonzero().tolist():
+            yield path, tuple(index)
 
 
 def _exact(value: Any) -> Any:
@@ -113,27 +134,57 @@ class Examples:
             for field in fields(batch)
             if isinstance(getattr(batch, field.name), Tensor) and not getattr(batch, field.name).is_floating_point()
         }
+        self._counted: dict[str, Sequence[Sequence[int]]] = {}
+        makers = {Ranked: self._group, Rollouts: self._rollout}
+        self._make = makers.get(type(batch), self._example)
+        self._still = [self._make(i, self._values, self._values) for i in range(batch.counts()["example"])]
 
     def list(self, path: str = "", index: tuple = (), step: Any = 0) -> list[SimpleNamespace]:
         """One namespace per example; the input at ``path`` and ``index`` moved by ``step``."""
-        moved = dict(self._values)
-        if path:
-            moved[path] = _moved(moved[path], index, step)
-        fixed = self._values if path else moved
-        makers = {Ranked: self._group, Rollouts: self._rollout}
-        make = makers.get(type(self._batch), self._example)
-        return [make(i, moved, fixed) for i in range(self._batch.counts()["example"])]
+        examples = [*self._still]
+        if path and not path.startswith("mismatched"):  # those belong to no example
+            i = self._plain["group"][index[0]] if isinstance(self._batch, Ranked) else index[0]
+            examples[i] = self._make(i, {**self._values, path: _moved(self._values[path], index, step)}, self._values)
+        return examples
+
+    def _positions(self, prefix: str, rows: Completions, i: int) -> Sequence[int]:
+        """Which positions of a completion count; where only its sum is known, one per token."""
+        if prefix not in self._counted:
+            if rows.tokens is None:
+                self._counted[prefix] = [list(range(max(length, 1))) for length in rows.lengths.tolist()]
+            else:
+                self._counted[prefix] = [[t for t, on in enumerate(row) if on] for row in rows.tokens.mask.tolist()]
+        return self._counted[prefix][i]
+
+    def _completion(self, rows: Completions, prefix: str, i: int, values: Mapping) -> SimpleNamespace:
+        positions, rewards = self._positions(prefix, rows, i), values.get(f"{prefix}.rewards")
+        one = SimpleNamespace(rewards=None if rewards is None else rewards[i])
+        for name in ("logps", "ref_logps", "kl", "log_sum_p2"):
+            if rows.tokens is not None:
+                column = values.get(f"{prefix}.tokens.{name}")
+                found = None if column is None else [column[i][t] for t in positions]
+            else:
+                # Spread the sum evenly. Where the reference needs more, the objective needs per-token values.
+                column = values.get(f"{prefix}.{name}")
+                found = None if column is None else [column[i] / len(positions)] * len(positions)
+            setattr(one, name, found)
+        return one
+
+    def _with_constant(self, rows: Completions, prefix: str, i: int, moved: Mapping, fixed: Mapping) -> SimpleNamespace:
+        """A completion, and ``detached``, the same with nothing moved."""
+        one = self._completion(rows, prefix, i, moved)
+        one.detached = self._completion(rows, prefix, i, fixed)
+        return one
 
     def _rollout(self, i: int, moved: Mapping, fixed: Mapping) -> SimpleNamespace:
         batch = self._batch
-        counted = batch.tokens.mask[i].nonzero().flatten().tolist()
+        counted = self._positions("completions", batch.completions, i)
 
         def columns(values: Mapping) -> dict[str, Any]:
             found = {name: values.get(name) for name in BY_TOKEN}
             return {name: None if column is None else [column[i][t] for t in counted] for name, column in found.items()}
 
-        completion = _completion(batch.completions, "completions", i, moved)
-        completion.detached = _completion(batch.completions, "completions", i, fixed)
+        completion = self._with_constant(batch.completions, "completions", i, moved, fixed)
         name = self._plain["ids"][i] if "ids" in self._plain else i
         return SimpleNamespace(
             id=name, completion=completion, **columns(moved), detached=SimpleNamespace(**columns(fixed))
@@ -141,12 +192,9 @@ class Examples:
 
     def _group(self, g: int, moved: Mapping, fixed: Mapping) -> SimpleNamespace:
         batch = self._batch
-        rows = (batch.group == g).nonzero().flatten().tolist()
-        example = SimpleNamespace(id=self._plain["ids"][g] if "ids" in self._plain else g, completions=[])
-        for i in rows:
-            one = _completion(batch.completions, "completions", i, moved)
-            one.detached = _completion(batch.completions, "completions", i, fixed)
-            example.completions.append(one)
+        rows = [i for i, own in enumerate(self._plain["group"]) if own == g]
+        example = SimpleNamespace(id=self._plain["ids"][g] if "ids" in self._plain else g)
+        example.completions = [self._with_constant(batch.completions, "completions", i, moved, fixed) for i in rows]
         for name in ("scores", "ranks"):
             column = moved.get(name, self._plain.get(name))
             setattr(example, name, None if column is None else [column[i] for i in rows])
@@ -159,33 +207,12 @@ class Examples:
             name, value = field.name, getattr(batch, field.name)
             if isinstance(value, Completions):
                 if name != "mismatched":
-                    one = _completion(value, name, i, moved)
-                    one.detached = _completion(value, name, i, fixed)
+                    one = self._with_constant(value, name, i, moved, fixed)
                     setattr(example, "completion" if name == "completions" else name, one)
             elif name != "ids":
                 column = moved.get(name, self._plain.get(name))
                 setattr(example, name, None if column is None else column[i])
         return example
-
-
-def _completion(rows: Completions, prefix: str, i: int, values: Mapping) -> SimpleNamespace:
-    names = ("logps", "ref_logps", "kl", "log_sum_p2")
-    rewards = values.get(f"{prefix}.rewards")
-    reward = None if rewards is None else rewards[i]
-    if rows.tokens is not None:
-        counted = rows.tokens.mask[i].nonzero().flatten().tolist()
-        columns = {name: values.get(f"{prefix}.tokens.{name}") for name in names}
-        return SimpleNamespace(
-            rewards=reward,
-            **{name: None if column is None else [column[i][t] for t in counted] for name, column in columns.items()},
-        )
-    # Only the sum is known: spread it evenly. Where the reference needs more, the objective needs per-token values.
-    length = max(int(rows.lengths[i]), 1)
-    columns = {name: values.get(f"{prefix}.{name}") for name in names}
-    return SimpleNamespace(
-        rewards=reward,
-        **{name: None if column is None else [column[i] / length] * length for name, column in columns.items()},
-    )
 
 
 def _moved(values: list, index: tuple, step: Any) -> list:
@@ -204,17 +231,19 @@ def check_value(reference: Reference, one: Trial, dtype: torch.dtype = torch.flo
     with torch.no_grad():
         value = loss(batch, state)
     exact = reference.value(one.objective, batch, state)
-    scale = sensitivity_of_value(one, batch, state)
-    error = float(abs(_mpmath().mpf(float(value)) - exact)) / max(
-        scale, _floor(batch, dtype), getattr(reference.module, "FLOOR", 0.0)
+    distance = float(abs(_mpmath().mpf(float(value)) - exact))
+    floor = max(float(abs(exact)), _floor(batch, dtype), getattr(reference.module, "FLOOR", 0.0))
+    if not distance <= TOLERANCE[dtype] * floor:  # the derivatives are needed
+        floor = max(floor, sensitivity_of_value(one, batch, state))
+    return Outcome(
+        distance / floor, TOLERANCE[dtype], f"loss is {float(value):.17g}, the reference says {float(exact):.17g}"
     )
-    return Outcome(error, TOLERANCE[dtype], f"loss is {float(value):.17g}, the reference says {float(exact):.17g}")
 
 
 def sensitivity_of_value(one: Trial, batch: Batch, state: State) -> float:
     """|L| + Σ|x ∂L/∂x| in float64, the step's state counted as an input."""
     moved = {name: _wide(value) for name, value in state.items()}
-    return sensitivity(loss_of(one.objective), cast(batch, torch.float64), moved, second=False).value
+    return Curvature(loss_of(one.objective), cast(batch, torch.float64), moved).value()
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -234,34 +263,39 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
 
     One that is small beside others of its kind may be what two of their size leave: it is held to 1e-3 of the largest.
 
-    At a kink any number between the derivatives from the left and from the right will do.
+    Any number between the derivatives from the left and from the right will do: at a kink, however small, they differ.
     """
     batch = one.batch(dtype)
     state, loss = state_of(one.objective, batch), loss_of(one.objective)
     if not reference.compares(one.objective, batch, state):
         return PASSED
     gradient = evaluate(loss, batch, state).gradient
-    scales = sensitivity(
-        loss, cast(batch, torch.float64), {name: _wide(value) for name, value in state.items()}
-    ).gradient
     largest: dict[str, float] = {}
     for path, part in gradient.items():
         name, counted = path.split(".")[-1], part[mask_of(batch, path)]
         largest[name] = max(largest.get(name, 0.0), float(counted.abs().max()) if counted.numel() else 0.0)
-    worst, floor = PASSED, _floor(batch, dtype)
-    # Differences of the reference carry its own rounding, 1e-32 of the loss.
-    value = abs(float(reference.value(one.objective, batch, state)))
-    floor += NOISE * value
-    for path, index, left, right in reference.derivatives(one.objective, batch, state):
-        found, scale = float(gradient[path][index]), float(scales[path][index])
-        low, high = sorted((left, right))
-        if max(-low, high) * float(STEP) > JUMP * value:
-            continue  # the score of a tie, which any step breaks
-        if high - low > KINK * max(abs(low), abs(high)):
-            error = max(low - found, found - high, 0)
-        else:
-            error = abs(_mpmath().mpf(found) - (low + high) / 2)
-        error = float(error) / max(scale, float(abs(low)), floor, SMALL * largest[path.split(".")[-1]])
-        detail = f"∂L/∂{path}{list(index)} is {found:.17g}, the reference says {float((left + right) / 2):.17g}"
+    slopes = Slopes(reference, one.objective, batch, state)
+    # Differences of the reference carry its own rounding, some 1e-35 of the loss.
+    value = abs(float(slopes.value))
+    worst, floor = PASSED, _floor(batch, dtype) + NOISE * value
+    wide = {name: _wide(part) for name, part in state.items()}
+    curvature = Curvature(loss, cast(batch, torch.float64), wide)
+    for path, index in entries(batch):
+        found, right = float(gradient[path][index]), slopes.right(path, index)
+        least = max(floor, SMALL * largest[path.split(".")[-1]])
+        low = high = right
+        error = float(abs(right - found)) / max(float(abs(right)), least)
+        if not error <= TOLERANCE[dtype]:  # what costs more is done where it is needed
+            low, high = sorted((slopes.left(path, index), right))
+            if max(-low, high) * float(STEP) > JUMP * value:
+                continue  # the score of a tie, which any step breaks
+            scale = max(curvature.scale(path, index), float(abs(low)), least)
+            error = _apart(low, found, high) / scale
+        detail = f"∂L/∂{path}{list(index)} is {found:.17g}, the reference says {float((low + high) / 2):.17g}"
         worst = worst.worse(Outcome(error, TOLERANCE[dtype], detail))
     return worst
+
+
+def _apart(low: Any, found: float, high: Any) -> float:
+    """How far a number is from an interval; NaN where it is none."""
+    return found if found != found else float(max(low - found, found - high, 0))

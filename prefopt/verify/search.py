@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,6 +13,8 @@ from prefopt.verify.cases import REGIMES, Draw, Seeded, Source, draw
 from prefopt.verify.hyperparameters import draw_objective, settings_of
 from prefopt.verify.leaves import describe
 from prefopt.verify.results import PASSED, Finding, Outcome
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,20 @@ def batches(needs: Needs, dtype: torch.dtype = torch.float64, **options: Any) ->
     return strategy(lambda source: draw(source, needs, **options).build(dtype=dtype, **build))
 
 
+def sample(make: Callable[[Source], T], examples: int, *, random: bool = False) -> list[T]:
+    """What Hypothesis draws, for checks that are all to be tried on the same."""
+    hypothesis = _hypothesis()
+    found: list[T] = []
+
+    @_settings(examples, random, (hypothesis.Phase.generate,))
+    @hypothesis.given(strategy(make))
+    def run(one: T) -> None:
+        found.append(one)
+
+    run()
+    return found
+
+
 def search(
     name: str,
     check: Check,
@@ -133,15 +149,7 @@ def _explore(
     hypothesis = _hypothesis()
     failed: list[tuple[Trial, Outcome]] = []
 
-    @hypothesis.settings(
-        max_examples=examples,
-        derandomize=not random,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-        phases=(hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if shrink else [])),
-        report_multiple_bugs=False,
-    )
+    @_settings(examples, random, (hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if shrink else [])))
     @hypothesis.given(strategy(make))
     def run(one: Trial) -> None:
         outcome = seen(one)
@@ -155,6 +163,19 @@ def _explore(
         # The last failing run is the smallest one.
         return failed[0]
     return None
+
+
+def _settings(examples: int, random: bool, phases: tuple) -> Callable:
+    hypothesis = _hypothesis()
+    return hypothesis.settings(
+        max_examples=examples,
+        derandomize=not random,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=phases,
+        report_multiple_bugs=False,
+    )
 
 
 class _Failed(Exception):

@@ -17,7 +17,7 @@ from prefopt.verify.adapters import Adapted, adapt
 from prefopt.verify.cases import Seeded, Source
 from prefopt.verify.contract import CONTRACT, finite, reward
 from prefopt.verify.diagnosis import Point, diagnose
-from prefopt.verify.evaluation import Evaluation, evaluate, loss_of, sensitivity, state_of
+from prefopt.verify.evaluation import Curvature, Evaluation, evaluate, loss_of, state_of
 from prefopt.verify.leaves import cast, leaves, size, take
 from prefopt.verify.probes import declared, gradcheck, hyperparameters_act
 from prefopt.verify.report import Report
@@ -177,11 +177,11 @@ class Foreign:
     def _compare(self, one: Trial, dtype: torch.dtype, tolerance: float) -> Outcome:
         batch, exact = self._batch(one, dtype), self._batch(one, torch.float64, like=dtype)
         state = state_of(one.objective, exact)
-        scales = sensitivity(loss_of(one.objective), exact, state, second=False)
+        scale = Curvature(loss_of(one.objective), exact, state).value()
         expected = float(one.objective(exact, state).mean())
         with torch.no_grad():
             found = float(self._loss(one.objective, batch, _to(state, dtype)))
-        error = abs(found - expected) / max(scales.value, 1e-12)
+        error = abs(found - expected) / max(scale, 1e-12)
         return Outcome(error, tolerance, f"the loss is {found:.10g} where it should be {expected:.10g}")
 
     def gradient(self, one: Trial) -> Outcome:

@@ -23,7 +23,7 @@ from prefopt.registry import REGISTRY  # noqa: E402
 from prefopt.verify.cases import REGIMES, Seeded  # noqa: E402
 from prefopt.verify.contract import CONTRACT, finite  # noqa: E402
 from prefopt.verify.evaluation import evaluate, loss_of, state_of  # noqa: E402
-from prefopt.verify.mathematics import check_gradient  # noqa: E402
+from prefopt.verify.mathematics import JUMP, STEP, check_gradient  # noqa: E402
 from prefopt.verify.mutate import Mutant, mutants  # noqa: E402
 from prefopt.verify.search import Trial, search, trial  # noqa: E402
 
@@ -85,7 +85,7 @@ def agrees(expected: Expected, objective: Objective) -> bool:
         return False
     for (path, index), (low, high) in expected.gradient.items():
         found = float(result.gradient[path][index])
-        if max(abs(low), abs(high)) * 1e-18 > 1e-9 * abs(expected.value):
+        if max(abs(low), abs(high)) * float(STEP) > JUMP * abs(expected.value):
             continue
         if not (low <= found <= high or close(found, low, high) or close(found, high, low)):
             return False
