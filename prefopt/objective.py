@@ -286,6 +286,11 @@ def check_parameter(owner: str, field: dataclasses.Field, value: Any) -> None:
             raise UsageError(f"{where} is out of range: it must be {sign} {bound}.")
 
 
+def sigmoid(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """σ(x) whose gradient, too, has all of its digits for a large x, where `torch.sigmoid` takes 1 − σ(x) from 1."""
+    return torch.nn.functional.logsigmoid(x).exp()
+
+
 def log1mexp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """log(1 − eˣ) for x < 0, accurate near 0 and far from it; x is clamped to at most −1e-30.
 

@@ -1,10 +1,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from prefopt.batches import Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
+from prefopt.objective import About, Needs, Objective, State, Term, parameter, sigmoid
 from prefopt.registry import ambiguous, register
 
 _ABOUT = {
@@ -43,7 +41,7 @@ class APOZero(Objective[Pairs]):
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         # 1 − σ(x) is σ(−x), which does not cancel for large x.
         chosen, rejected = self.reward(batch.chosen), self.reward(batch.rejected)
-        return {"preference": Term(torch.sigmoid(-chosen) + torch.sigmoid(rejected))}
+        return {"preference": Term(sigmoid(-chosen) + sigmoid(rejected))}
 
 
 @register("apo_down")
@@ -73,7 +71,7 @@ class APODown(Objective[Pairs]):
     beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
-        return {"preference": Term(torch.sigmoid(self.reward(batch.chosen)) + torch.sigmoid(-self.beta * batch.margin))}
+        return {"preference": Term(sigmoid(self.reward(batch.chosen)) + sigmoid(-self.beta * batch.margin))}
 
 
 ambiguous("apo", "apo_zero", "apo_down")

@@ -50,4 +50,6 @@ class CDPO(Objective[Pairs]):
         target = torch.full_like(logits, 1 - self.label_smoothing)
         if batch.preference is not None:
             target = torch.where(batch.preference.isnan(), target, batch.preference)
-        return {"preference": Term(-target * logsigmoid(logits) - (1 - target) * logsigmoid(-logits))}
+        # −t log σ(x) − (1 − t) log σ(−x), in which the slope −x in t would be a difference of two numbers near log 2.
+        against, size = torch.where(logits > 0, 1 - target, target), torch.where(logits > 0, logits, -logits)
+        return {"preference": Term(against * size - logsigmoid(size))}

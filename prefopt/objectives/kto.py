@@ -6,7 +6,7 @@ from torch import Tensor
 
 from prefopt.batches import Labelled
 from prefopt.errors import UsageError
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
+from prefopt.objective import About, Needs, Objective, State, Term, parameter, sigmoid
 from prefopt.registry import register
 
 
@@ -59,8 +59,8 @@ class KTO(Objective[Labelled]):
     def terms(self, batch: Labelled, state: State) -> Mapping[str, Term]:
         distance = self.beta * (batch.completions.log_ratio - state["z0"])
         # 1 − σ(x) is σ(−x), which does not cancel for large x.
-        desirable = self.desirable_weight * torch.sigmoid(-distance)
-        undesirable = self.undesirable_weight * torch.sigmoid(distance)
+        desirable = self.desirable_weight * sigmoid(-distance)
+        undesirable = self.undesirable_weight * sigmoid(distance)
         return {"value": Term(torch.where(batch.desirable, desirable, undesirable))}
 
     def metrics(self, batch: Labelled, state: State) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from prefopt.batches import Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, grouped_log_softmax, parameter
+from prefopt.objective import About, Needs, Objective, State, Term, grouped_log_softmax, parameter, sigmoid
 from prefopt.registry import register
 
 _TITLE = "Noise Contrastive Alignment of Language Models with Explicit Rewards"
@@ -30,7 +30,7 @@ def _log_sigmoid_gain(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> Float[T
     """log σ(a) − log σ(b), which keeps its digits where a and b are close."""
     difference = a - b
     close = difference.abs() < 1
-    near = torch.log1p(torch.expm1(torch.where(close, difference, 0.0)) * torch.sigmoid(-a))
+    near = torch.log1p(torch.expm1(torch.where(close, difference, 0.0)) * sigmoid(-a))
     return torch.where(close, near, logsigmoid(a) - logsigmoid(b))
 
 
