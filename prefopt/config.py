@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +28,19 @@ _Loader.add_implicit_resolver(
     re.compile(r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
     list("-+.0123456789"),
 )
+
+
+def _without_doubles(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping; a key that stands in it twice is refused, where PyYAML would drop the first."""
+    seen: set[Any] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+        seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _without_doubles)
 
 
 class DataConfig(BaseModel):
@@ -82,18 +95,34 @@ class RunConfig(BaseModel):
         Raises:
             UsageError: naming the key and what is wrong with it.
         """
-        for key in values:
-            if key not in cls.model_fields:
-                near = did_you_mean(key, cls.model_fields)
-                raise UsageError(f"config: there is no section {key!r}.{near} It has {', '.join(cls.model_fields)}.")
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            if first["type"] == "missing":
-                raise UsageError(f"{where} is missing: give --{where}, or {where}: in the config file.") from None
-            raise UsageError(f"config: {where}={first['input']!r}: {first['msg'].lower()}.") from None
+        return build_config(cls, values)
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def build_config(kind: type[Config], values: dict[str, Any]) -> Config:
+    """Validate.
+
+    Args:
+        kind: of the config.
+        values: its sections.
+
+    Raises:
+        UsageError: naming the key and what is wrong with it.
+    """
+    for key in values:
+        if key not in kind.model_fields:
+            near = did_you_mean(str(key), kind.model_fields)
+            raise UsageError(f"config: there is no section {key!r}.{near} It has {', '.join(kind.model_fields)}.")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise UsageError(f"{where} is missing: give --{where}, or {where}: in the config file.") from None
+        raise UsageError(f"config: {where}={first['input']!r}: {first['msg'].lower()}.") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class Trainer(transformers.Trainer):
     ) -> None:
         self.algorithm = get_algorithm(algorithm) if isinstance(algorithm, (str, Objective)) else algorithm
         self.objective: Objective = self.algorithm.objective
-        self._check_assembly(reference, reward, generation)
+        check_assembly(self.algorithm, reference, reward, generation)
         self.online: OnlineRun | None = None
         settings = ModelSettings(
             adapter=adapter,
@@ -191,18 +191,6 @@ class Trainer(transformers.Trainer):
         self._check_batches()
 
     # ---- assembly ----------------------------------------------------------------------------------------------
-
-    def _check_assembly(self, reference: Any, reward: Any, generation: Any) -> None:
-        name = self.algorithm.name
-        if reference is not None and not self.algorithm.needs_reference:
-            raise UsageError(f"{name} uses no reference model: leave reference= out.")
-        if self.algorithm.online and reward is None:
-            raise UsageError(f"{name} needs a reward: pass reward=, a function (or --reward FILE.py:NAME).")
-        if not self.algorithm.online and (reward is not None or generation is not None):
-            which = "reward" if reward is not None else "generation"
-            raise UsageError(f"{name} trains on a dataset and samples nothing: leave {which}= out.")
-        if reference is not None and self.algorithm.plan.renew_reference:
-            raise UsageError(f"{name} makes the policy its own reference, round by round: leave reference= out.")
 
     def _prepare_data(
         self, source: Any, policy: nn.Module, tokenizer: Any, args: TrainingArguments, which: str
@@ -581,6 +569,24 @@ class Trainer(transformers.Trainer):
             "step": self.state.global_step,
             "arguments": self.args.to_dict(),
         }
+
+
+def check_assembly(algorithm: Algorithm, reference: Any, reward: Any, generation: Any) -> None:
+    """Refuse what an algorithm does not use, and what it cannot do without.
+
+    Raises:
+        UsageError: with what to leave out or to give.
+    """
+    name = algorithm.name
+    if reference is not None and not algorithm.needs_reference:
+        raise UsageError(f"{name} uses no reference model: leave reference= out.")
+    if algorithm.online and reward is None:
+        raise UsageError(f"{name} needs a reward: pass reward=, a function (or --reward FILE.py:NAME).")
+    if not algorithm.online and (reward is not None or generation is not None):
+        which = "reward" if reward is not None else "generation"
+        raise UsageError(f"{name} trains on a dataset and samples nothing: leave {which}= out.")
+    if reference is not None and algorithm.plan.renew_reference:
+        raise UsageError(f"{name} makes the policy its own reference, round by round: leave reference= out.")
 
 
 class _Commit(TrainerCallback):

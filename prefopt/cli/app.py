@@ -90,6 +90,22 @@ def train(
 
 
 @app.command()
+def run(
+    file: Annotated[str, typer.Argument(help="YAML file with named stages, such as sft, reward, ppo, evaluation.")],
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results of all stages.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Run this stage and those after it anew; earlier results are kept.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="stage.section.key=value, any key.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Validate the file, say what would run, and stop.")] = False,
+) -> None:
+    """Run a pipeline: each stage's result is the next one's input. The same command again goes on where it stopped."""
+    from prefopt.cli.run import run_file
+
+    run_file(file, out, from_, set_ or [], check)
+
+
+@app.command()
 def generate(
     model: Model,
     prompt: Annotated[

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from prefopt.config import RunConfig, assign, assign_flag, make_trainer, read_yaml
-from prefopt.console import say
+from prefopt.config import RunConfig, assign, assign_flag, read_yaml
 from prefopt.errors import UsageError
+from prefopt.runs import train
 
 
 def run_training(
@@ -13,13 +13,7 @@ def run_training(
 ) -> None:
     """Assemble the run from file, flags and assignments (later ones win), train it, and save the result."""
     config = assemble(given, places, config_file, assignments, free)
-    trainer = make_trainer(config)
-    trainer.train(resume_from_checkpoint=config.resume)
-    if config.data.eval is not None:
-        metrics = trainer.evaluate()
-        say("evaluation: " + ", ".join(f"{key}={value:.4g}" for key, value in metrics.items()))
-    trainer.save_model(config.out)
-    say(f"saved to {config.out}")
+    train(config, resume=config.resume)
 
 
 def assemble(

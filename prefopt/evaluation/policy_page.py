@@ -16,7 +16,6 @@ from prefopt.evaluation.statistics import Estimate
 
 SHOWN = 4
 """Prompts whose completions the page shows."""
-UNITS = {"length": " tokens", "kl": " nats"}
 SHARES = ("ended", "repetition", "win_rate")
 MEANINGS = {
     "reward": "mean over the completions",
@@ -27,7 +26,13 @@ MEANINGS = {
     "win_rate": "comparisons with a completion of the start that are won; a tie counts one half",
     "kl": "KL to the start, per completion",
 }
-NAMES = {"ended": "ended by itself", "gain": "gain in reward", "win_rate": "win rate", "kl": "KL"}
+NAMES = {
+    "length": "length in tokens",
+    "ended": "ended by itself",
+    "gain": "gain in reward",
+    "win_rate": "win rate",
+    "kl": "KL in nats",
+}
 
 
 def write_policy_report(
@@ -87,10 +92,10 @@ def lines(report: PolicyReport) -> list[tuple[str, Estimate, Estimate | None]]:
 
 
 def written(name: str, value: float, *, signed: bool = False) -> str:
-    """A number in the unit of its line."""
+    """A number as its line shows it."""
     if name in SHARES:
         return f"{value:.1%}"
-    return f"{value:{'+' if signed else ''}.{1 if name == 'length' else 3}f}" + UNITS.get(name, "")
+    return f"{value:{'+' if signed else ''}.{1 if name == 'length' else 3}f}"
 
 
 def _interval(name: str, value: Estimate) -> str:

@@ -1,0 +1,9 @@
+"""`prefopt run`."""
+
+from prefopt.config import read_yaml
+from prefopt.pipeline import read_pipeline, run_pipeline
+
+
+def run_file(file: str, out: str | None, again: str | None, assignments: list[str], only_check: bool) -> None:
+    """Read a pipeline file, validate all of it, and run the stages that are not finished."""
+    run_pipeline(read_pipeline(read_yaml(file), assignments, out), again=again, only_check=only_check)

@@ -1,0 +1,202 @@
+"""Everything about a pipeline that can be found wrong before its first stage starts."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt import console
+from prefopt.arguments import training_arguments
+from prefopt.catalogue import Algorithm, get_algorithm
+from prefopt.config import RunConfig, make_watch
+from prefopt.data import DataSettings, convert, load_rows, to_examples
+from prefopt.data.read import describe
+from prefopt.errors import DataError, ModelError, PrefoptError, UsageError
+from prefopt.evaluation.run import Evaluation
+from prefopt.models import ModelSettings
+from prefopt.online import generation_settings
+from prefopt.pipeline.plan import RESULTS, EvaluateConfig, Pipeline, Stage, about, makes_adapter, trains_rewards
+from prefopt.rollouts import GenerationSettings, make_reward
+from prefopt.rollouts.reward_model import is_reward_model
+from prefopt.trainer import check_assembly
+
+ROWS = 1000
+"""Rows of a dataset whose layout is looked at."""
+AS_FOLDER = "prefopt-stage/"
+"""Stands for ``stage:`` while a reward is read, where the name of a model is told from others by its form."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of a model before it is there.
+
+    Attributes:
+        rewards: whether it is a reward model.
+        adapter: whether it is an adapter.
+    """
+
+    rewards: bool
+    adapter: bool
+
+
+def check_pipeline(pipeline: Pipeline) -> None:
+    """Validate every stage: names, settings, what they read of each other, models, rewards and data files.
+
+    Raises:
+        UsageError, DataError, ModelError: the first thing that is wrong, with the stage that it is in.
+    """
+    with _quietly():
+        for stage in pipeline.stages:
+            try:
+                _Check(pipeline, stage).run()
+            except PrefoptError as error:
+                raise error if str(error).startswith("stage ") else about(stage.name, error) from None
+
+
+class _Check:
+    """One stage of a pipeline."""
+
+    def __init__(self, pipeline: Pipeline, stage: Stage) -> None:
+        self.stages = {one.name: one for one in pipeline.stages}
+        self.stage = stage
+        self.config = stage.config(pipeline.out)
+
+    def run(self) -> None:
+        if isinstance(self.config, EvaluateConfig):
+            self._evaluation(self.config)
+        else:
+            self._training(self.config)
+
+    # ---- models --------------------------------------------------------------------------------------------------
+
+    def _result(self, name: str) -> Result:
+        """What a model is, by the stage that will make it or by its files."""
+        named = RESULTS.fullmatch(name)
+        if named is None:
+            rewards = is_reward_model(name, trust_remote_code=self.config.trust_remote_code)
+            return Result(rewards, (Path(name) / "adapter_config.json").is_file())
+        stage = self.stages[named[1]]
+        if stage.evaluates:
+            raise UsageError(f"{name} makes a report and no model.")
+        return Result(trains_rewards(stage), makes_adapter(stage, tuple(self.stages.values())))
+
+    def _policy(self, key: str) -> None:
+        """A model that must be a policy."""
+        name = self.stage.values.get(key)
+        if name is not None and self._result(name).rewards:
+            raise ModelError(f"{key}: {name} is a reward model, and a language model is needed there.")
+
+    def _rewards(self) -> None:
+        """Every reward can be made; reward models are reward models."""
+        given = self.stage.values.get("reward")
+        if given is None:
+            return
+
+        def load(name: str) -> Any:
+            if not self._result(name).rewards:
+                raise ModelError(f"reward: {name} is a language model, and gives no reward.")
+            return lambda prompts, completions: [0.0] * len(completions)
+
+        make_reward(_loadable(given), load=lambda name: load(name.replace(AS_FOLDER, "stage:", 1)))
+
+    # ---- the two kinds of stages ------------------------------------------------------------------------------------
+
+    def _training(self, config: RunConfig) -> None:
+        algorithm = get_algorithm(config.algorithm, **config.hyperparameters)
+        check_assembly(algorithm, config.reference, config.reward, config.generation or None)
+        DataSettings.of(config.data.settings)
+        if algorithm.online:
+            generation_settings(algorithm, config.generation)
+        if config.watch:
+            make_watch(config.watch)
+        rewards = algorithm.objective.needs.rewards
+        settings = ModelSettings(adapter=config.adapter, lora=config.lora, rewards=rewards)
+        arrived = self._model(rewards)
+        if arrived.adapter and config.lora:
+            raise UsageError(f"model {self.stage.values['model']} brings an adapter of its own: leave lora out.")
+        recipe = algorithm.recipe.arguments(
+            trains_adapter=arrived.adapter or config.adapter is not None, quantized=settings.quantize
+        )
+        training_arguments({"output_dir": config.out, **config.args}, recipe, algorithm=algorithm.name)
+        self._policy("reference")
+        self._rewards()
+        self._datasets(config, algorithm)
+
+    def _model(self, rewards: bool) -> Result:
+        name = self.stage.values["model"]
+        arrived = self._result(name)
+        if rewards and arrived.adapter and not arrived.rewards:
+            raise ModelError(
+                f"model: {name} is an adapter of a language model, which has no reward head: train the reward model "
+                "on its base, or the stage before without adapter (adapter: null)."
+            )
+        if arrived.rewards and not rewards:
+            raise ModelError(f"model: {name} is a reward model, and a language model is needed there.")
+        return arrived
+
+    def _datasets(self, config: RunConfig, algorithm: Algorithm) -> None:
+        if config.data.train is None:
+            raise UsageError("data is missing: give data: PATH, or data: {train: PATH}.")
+        for source in (config.data.train, config.data.eval):
+            if source is not None:
+                _look_at(source, algorithm.data_kind, config.data.settings)
+        if isinstance(config.watch.get("held_out"), str):
+            _look_at(config.watch["held_out"], "pairs", config.data.settings)
+
+    def _evaluation(self, config: EvaluateConfig) -> None:
+        rewards = self._result(self.stage.values["evaluate"]).rewards
+        evaluation_of(config).check(rewards=rewards)
+        self._policy("against")
+        self._rewards()
+        if config.data.eval is None:
+            raise UsageError("data is missing: give held-out data as data: PATH, or data: {eval: PATH}.")
+        _look_at(config.data.eval, "pairs" if rewards else "prompts", config.data.settings)
+
+
+def evaluation_of(config: EvaluateConfig) -> Evaluation:
+    """The evaluation of a stage."""
+    GenerationSettings.of(config.generation)
+    return Evaluation(
+        model=config.evaluate,
+        data=config.data.eval or "",
+        out=config.out,
+        settings=config.data.settings,
+        reward=config.reward,
+        against=config.against,
+        generation=config.generation,
+        seed=config.seed,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _loadable(reward: Any) -> Any:
+    """A reward with results of stages written as names that read as those of models."""
+    if isinstance(reward, str):
+        return RESULTS.sub(lambda found: AS_FOLDER + found[1], reward)
+    if isinstance(reward, (list, tuple)):
+        return [_loadable(each) for each in reward]
+    if isinstance(reward, Mapping):
+        return {key: _loadable(each) for key, each in reward.items()}
+    return reward
+
+
+def _look_at(source: str, kind: str, settings: Mapping[str, Any]) -> None:
+    """The data is there, and its first rows can be read as what is needed."""
+    chosen = DataSettings.of(settings)
+    rows = load_rows(source, chosen.split)
+    try:
+        convert(to_examples(rows[:ROWS], chosen, kind).examples, kind, chosen.pairs)
+    except DataError as error:
+        raise DataError(f"{describe(source)}: {error}") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the lines that each stage prints when it starts."""
+    said = console.console.quiet
+    console.console.quiet = True
+    try:
+        yield
+    finally:
+        console.console.quiet = said
