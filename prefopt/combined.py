@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -138,7 +139,7 @@ def build(text: str, **hyperparameters: Any) -> Objective:
         UsageError: the text cannot be read, or what it names cannot be built or combined.
     """
     known = (registry.REGISTRY, registry.ALIASES, registry.AMBIGUOUS)
-    if any(text in names for names in known) or not any(sign in text for sign in "+*"):
+    if any(text in names for names in known) or not (any(sign in text for sign in "+*") or _DIFFERENCE.search(text)):
         return registry.build(text, **hyperparameters)
     if hyperparameters:
         inside = ", ".join(f"{key}={value}" for key, value in hyperparameters.items())
@@ -149,6 +150,12 @@ def build(text: str, **hyperparameters: Any) -> Objective:
         raise UsageError(_CANNOT_READ.format(text)) from None
 
 
+_DIFFERENCE = re.compile(r"[\w)]\s+-\s*\w")
+"""A minus sign between two objectives, which is no hyphen in a name."""
+_NO_DIFFERENCE = (
+    "{!r} takes one loss from another: weights are at least 0, for less of a loss has no minimum. "
+    "Write a sum, such as 'dpo + 0.2*sft'."
+)
 _CANNOT_READ = "cannot read {!r}; write a combination as 'dpo(beta=0.2) + 0.2*sft'."
 
 
@@ -161,7 +168,8 @@ def _build_node(node: ast.expr, text: str) -> Objective:
         weight = node.left.value
         if isinstance(weight, (int, float)):
             return combine((weight, _build_node(node.right, text)))
-    raise UsageError(_CANNOT_READ.format(text))
+    negative = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)
+    raise UsageError((_NO_DIFFERENCE if negative else _CANNOT_READ).format(text))
 
 
 def describe(objective: Objective) -> str:

@@ -42,6 +42,8 @@ STEP = "1e-24"
 the second derivative is 1e8 times the first."""
 NOISE = 1e-17
 SMALL = 1e-3
+UNITS = 4
+"""Of the last place of the largest derivative of an example: what is left where two of that size cancel."""
 JUMP = 1e-9
 
 
@@ -143,7 +145,7 @@ class Examples:
         """One namespace per example; the input at ``path`` and ``index`` moved by ``step``."""
         examples = [*self._still]
         if path and not path.startswith("mismatched"):  # those belong to no example
-            i = self._plain["group"][index[0]] if isinstance(self._batch, Ranked) else index[0]
+            i = _example_of(self._batch, index)
             examples[i] = self._make(i, {**self._values, path: _moved(self._values[path], index, step)}, self._values)
         return examples
 
@@ -261,7 +263,8 @@ def _floor(batch: Batch, dtype: torch.dtype) -> float:
 def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.float64) -> Outcome:
     """Every partial derivative against differences of the reference, relative to |g| + Σ|x ∂g/∂x|.
 
-    One that is small beside others of its kind may be what two of their size leave: it is held to 1e-3 of the largest.
+    One that is small beside others of its kind may be what two of their size leave: it is held to 1e-3 of the largest,
+    and to `UNITS` in the last place of the largest of its own example, which is more than that in float32.
 
     Any number between the derivatives from the left and from the right will do: at a kink, however small, they differ.
     """
@@ -270,10 +273,10 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
     if not reference.compares(one.objective, batch, state):
         return PASSED
     gradient = evaluate(loss, batch, state).gradient
-    largest: dict[str, float] = {}
-    for path, part in gradient.items():
-        name, counted = path.split(".")[-1], part[mask_of(batch, path)]
-        largest[name] = max(largest.get(name, 0.0), float(counted.abs().max()) if counted.numel() else 0.0)
+    largest: dict[Any, float] = {}
+    for path, index in entries(batch):
+        for key in (_kind(path), (_kind(path), _example_of(batch, index))):
+            largest[key] = max(largest.get(key, 0.0), abs(float(gradient[path][index])))
     slopes = Slopes(reference, one.objective, batch, state)
     # Differences of the reference carry its own rounding, some 1e-35 of the loss.
     value = abs(float(slopes.value))
@@ -282,7 +285,8 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
     curvature = Curvature(loss, cast(batch, torch.float64), wide)
     for path, index in entries(batch):
         found, right = float(gradient[path][index]), slopes.right(path, index)
-        least = max(floor, SMALL * largest[path.split(".")[-1]])
+        own = UNITS * torch.finfo(dtype).eps / TOLERANCE[dtype] * largest[_kind(path), _example_of(batch, index)]
+        least = max(floor, SMALL * largest[_kind(path)], own)
         low = high = right
         error = float(abs(right - found)) / max(float(abs(right)), least)
         if not error <= TOLERANCE[dtype]:  # what costs more is done where it is needed
@@ -294,6 +298,14 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
         detail = f"∂L/∂{path}{list(index)} is {found:.17g}, the reference says {float((low + high) / 2):.17g}"
         worst = worst.worse(Outcome(error, TOLERANCE[dtype], detail))
     return worst
+
+
+def _kind(path: str) -> str:
+    return path.split(".")[-1]
+
+
+def _example_of(batch: Batch, index: tuple) -> int:
+    return int(batch.group[index[0]]) if isinstance(batch, Ranked) else index[0]
 
 
 def _apart(low: Any, found: float, high: Any) -> float:

@@ -86,8 +86,10 @@ def test_brackets_alone_make_a_plain_objective():
     ("text", "options", "says"),
     [
         ("dpo + ", {}, "cannot read"),
-        ("dpo - sft", {}, "no objective 'dpo - sft'"),
-        ("dpo + sft - ipo", {}, "cannot read"),
+        ("dpo - sft", {}, "'dpo - sft' takes one loss from another: weights are at least 0"),
+        ("dpo(beta=0.2) - 0.5*sft", {}, "weights are at least 0"),
+        ("dpo + sft - ipo", {}, "weights are at least 0"),
+        ("apo-zero", {}, "Did you mean 'apo_zero'"),
         ("dpo * sft", {}, "cannot read"),
         ("dpo + 0.2*(sft", {}, "cannot read"),
         ("dpo(0.2)", {}, "cannot read"),
