@@ -1,7 +1,7 @@
 """What a policy is worth under a reward: what it answers to held-out prompts, beside the model it started from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class Scored:
             "ended": np.array([[float(each.ended) for each in group] for group in samples.groups]),
             "repetition": np.array([[repeated_trigrams(each.ids) for each in group] for group in samples.groups]),
         }
-        return {name: Estimate.of(value.mean(axis=1)[None]) for name, value in values.items()}
+        return {name: _estimate(value, share=name in ("ended", "repetition")) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,18 @@ def compare(policy: Scored, start: Scored | None, ratios: Float[np.ndarray, "pro
     measured: dict[str, Estimate | None] = {"gain": None, "win_rate": None, "kl": None}
     if start is not None:
         difference = samples.rewards.mean(axis=1) - start.samples.rewards.mean(axis=1)
-        measured["gain"] = Estimate.of(difference[None])
-        measured["win_rate"] = Estimate.of(win_rates(samples, start.samples)[None])
+        measured["gain"] = _estimate(difference[:, None])
+        measured["win_rate"] = _estimate(win_rates(samples, start.samples)[:, None], share=True)
     if ratios is not None:
-        measured["kl"] = Estimate.of(ratios.mean(axis=1)[None])
+        measured["kl"] = _estimate(ratios)
     warnings = () if theirs is None else tuple(_warnings(own, theirs, measured["gain"]))
     return PolicyReport(*samples.rewards.shape, own, theirs, **measured, warnings=warnings)
+
+
+def _estimate(values: Float[np.ndarray, "prompts n"], *, share: bool = False) -> Estimate:
+    """Over prompts; of a share, the interval ends where shares end."""
+    found = Estimate.of(values.mean(axis=1)[None])
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0)) if share else found
 
 
 def _warnings(own: Mapping[str, Estimate], start: Mapping[str, Estimate], gain: Estimate) -> list[str]:

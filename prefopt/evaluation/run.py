@@ -173,4 +173,5 @@ def _facts(given: Evaluation, dataset: TokenizedDataset) -> dict[str, str]:
 def _policy_facts(given: Evaluation, generation: GenerationSettings) -> dict[str, str]:
     sampling = ", ".join(f"{name}={value}" for name, value in vars(generation).items() if name != "batch_size")
     compared = {} if given.against is None else {"start": given.against}
-    return {"reward": str(given.reward), **compared, "sampling": f"{sampling}, seed={given.seed}"}
+    rewards = given.reward if isinstance(given.reward, list) else [given.reward]
+    return {"reward": ", ".join(map(str, rewards)), **compared, "sampling": f"{sampling}, seed={given.seed}"}

@@ -48,8 +48,9 @@ def run_pipeline(pipeline: Pipeline, *, again: str | None = None, only_check: bo
     record = Record.read(pipeline.out)
     anew = names[names.index(again) :] if again is not None else []
     for stage in pipeline.stages:
+        _is_ours(stage, pipeline.out, record)
         if stage.name not in anew:
-            _may_run(stage, pipeline.out, record)
+            _is_the_same(stage, pipeline.out, record)
     for name in [name for name in record.stages if name not in names]:
         say(f"{pipeline.out / name}, of a stage that the pipeline no longer has, is left as it is.")
     if only_check:
@@ -72,29 +73,35 @@ def _state(stage: Stage, out: Path, record: Record) -> str:
     return "finished" if record.stages[stage.name].status == FINISHED else "cut off; goes on"
 
 
-def _may_run(stage: Stage, out: Path, record: Record) -> None:
-    """Refuse to overwrite what the pipeline has not made, or has made from something else.
+def _is_ours(stage: Stage, out: Path, record: Record) -> None:
+    """Refuse to touch what the pipeline has not made.
 
     Raises:
         UsageError: with the remedy.
     """
-    folder, made = stage.folder(out), record.stages.get(stage.name)
-    if not folder.exists():
+    folder = stage.folder(out)
+    if stage.name not in record.stages and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
+        raise UsageError(
+            f"stage {stage.name}: {folder} is there and was not made by this pipeline: move it away, rename the stage, "
+            "or name another --out."
+        )
+
+
+def _is_the_same(stage: Stage, out: Path, record: Record) -> None:
+    """Refuse to overwrite what the pipeline has made from something else.
+
+    Raises:
+        UsageError: with the first differences and the remedy.
+    """
+    if stage.name not in record.stages or not stage.folder(out).exists():
         return
-    if made is None:
-        if folder.is_file() or any(folder.iterdir()):
-            raise UsageError(
-                f"stage {stage.name}: {folder} is there and was not made by this pipeline: move it away, rename the "
-                "stage, or name another --out."
-            )
-        return
-    found = differences(made, made_from(stage, out))
+    found = differences(record.stages[stage.name], made_from(stage, out))
     if found:
         more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise UsageError(
-            f"stage {stage.name}: {folder} was made from something else ({'; '.join(found[:SHOWN])}{more}): put that "
-            f"back, run with --from {stage.name} (which moves the results from there on to {out / REPLACED}), or name "
-            "another --out."
+            f"stage {stage.name}: {stage.folder(out)} was made from something else ({'; '.join(found[:SHOWN])}{more}): "
+            f"put that back, run with --from {stage.name} (which moves the results from there on to {out / REPLACED}), "
+            "or name another --out."
         )
 
 
@@ -102,7 +109,7 @@ def _run(stage: Stage, out: Path, record: Record, title: str) -> None:
     """Run a stage unless it is finished, and say so under its title."""
     made, folder = record.stages.get(stage.name), stage.folder(out)
     # The results of earlier stages are all there now.
-    _may_run(stage, out, record)
+    _is_the_same(stage, out, record)
     if made is not None and made.status == FINISHED:
         now = digest(folder)
         if now is not None:

@@ -153,6 +153,14 @@ def test_a_finished_pipeline_does_nothing_more(
     assert [line for line in said if line.startswith("[")] == [
         f"[{number}/5] {name}: finished before, skipped" for number, name in enumerate(PIPELINE["stages"], 1)
     ]
+    # What someone did to the results in the meantime is seen.
+    (world / "whole" / "report" / "notes.txt").write_text("mine")
+    shutil.rmtree(world / "whole" / "accuracy")
+    assert run(monkeypatch, "run", "pipeline.yaml", "--out", "whole") == 0
+    said = capsys.readouterr().err
+    assert "[4/5] accuracy: was finished, but whole/accuracy is gone: it runs again" in said
+    assert "[5/5] report: finished before, skipped; whole/report has been changed since" in said
+    assert (world / "whole" / "accuracy" / "report.html").is_file()
 
 
 # ---- stopped, and run again ---------------------------------------------------------------------------------------
@@ -166,8 +174,11 @@ def test_stopped_in_two_stages_it_ends_with_the_same_bits(
     assert run(monkeypatch, *again) != 0
     assert "stopped in stage reward: the same command goes on" in capsys.readouterr().err
     assert not (world / "cut" / "ppo").exists()
+    first = world / "cut" / "reward" / "checkpoints" / "checkpoint-2" / "trainer_state.json"
+    written = first.stat().st_mtime_ns
     stop_in(monkeypatch, "ppo", 3)
     assert run(monkeypatch, *again) != 0
+    assert first.stat().st_mtime_ns == written, "it began again"
     said = capsys.readouterr().err
     assert "[1/5] sft: finished before, skipped" in said
     assert "[2/5] reward: reward, goes on from cut/reward/checkpoints/checkpoint-2" in said
@@ -213,7 +224,10 @@ def test_a_killed_process_is_no_loss(
     done = subprocess.run(command, cwd=world, env=environment, capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert json.loads((world / "killed" / "pipeline.json").read_text())["stages"]["ppo"]["status"] == "running"
+    last = world / "killed" / "ppo" / "checkpoints" / "checkpoint-4" / "trainer_state.json"
+    written = last.stat().st_mtime_ns
     assert run(monkeypatch, "run", "kill.yaml", "--out", "killed") == 0
+    assert last.stat().st_mtime_ns == written, "it began again"
     assert "goes on from killed/ppo/checkpoints/checkpoint-4" in capsys.readouterr().err
     assert run(monkeypatch, "run", "kill.yaml", "--out", "unharmed") == 0
     assert_same(world / "unharmed" / "ppo", world / "killed" / "ppo")
@@ -309,6 +323,7 @@ def test_a_folder_that_someone_else_made_is_left_alone(
     (world / "new" / "reward" / "notes.txt").write_text("mine")
     line = refused(monkeypatch, capsys, "pipeline.yaml", "--out", "new")
     assert "stage reward: new/reward is there and was not made by this pipeline" in line
+    assert line == refused(monkeypatch, capsys, "pipeline.yaml", "--out", "new", "--from", "sft")
     assert (world / "new" / "reward" / "notes.txt").read_text() == "mine"
 
 
