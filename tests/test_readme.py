@@ -30,7 +30,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_the_swap_trains_and_saves_an_adapter(executed: dict[str, Any]) -> None:
     assert (executed["folder"] / "out" / "adapter_model.safetensors").is_file()
     assert executed["trainer_0"].state.global_step == 2
-    assert executed["trainer_1"].algorithm.name == "rejection_sampling"
+    assert executed["trainer_1"].algorithm.name == "grpo"
 
 
 def test_verify_prints_what_the_readme_shows(capsys: pytest.CaptureFixture) -> None:
