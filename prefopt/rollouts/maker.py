@@ -17,7 +17,7 @@ from prefopt.rollouts.control import KLController
 from prefopt.rollouts.credit import Shaped
 from prefopt.rollouts.generator import GenerationSettings, Generator, Mixture, Sample
 from prefopt.rollouts.rewards import Reward
-from prefopt.rollouts.rollout import MIXTURE, REFERENCE, Group, Rollout, Source, example_of
+from prefopt.rollouts.rollout import MIXTURE, POLICY, REFERENCE, Group, Rollout, Source, example_of
 from prefopt.scoring import Layout, score, score_values
 
 TRIES = 10
@@ -108,6 +108,7 @@ class RolloutMaker:
         gather = _alone if frozen else self.gather
         rollout = Rollout(groups, self.settings.max_new_tokens, self.controller.coefficient, gather)
         examples = self.source(rollout)
+        self._compare_generator(groups)
         self._watch(rollout, frozen=frozen)
         return examples
 
@@ -154,9 +155,9 @@ class RolloutMaker:
 
     def _scored(self, groups: list[Group]) -> list[Group]:
         """The groups with the per-token values that the source reads."""
-        needs = self.source.needs
-        if not needs:
-            return groups
+        return self._with_tokens(groups, self.source.needs) if self.source.needs else groups
+
+    def _with_tokens(self, groups: list[Group], needs: frozenset[str]) -> list[Group]:
         flat = [example_of(group.prompt, sample) for group in groups for sample in group.samples]
         # Neighbours of one length waste no padding.
         order = sorted(range(len(flat)), key=lambda i: len(flat[i].prompt) + len(flat[i].completions[0]))
@@ -180,7 +181,9 @@ class RolloutMaker:
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in collate(examples, pad_token_id=self.pad_token_id).items()
         }
-        layout, temperature = Layout.of(batch["input_ids"], batch["completion_mask"]), self.settings.temperature
+        layout = Layout.of(batch["input_ids"], batch["completion_mask"])
+        # At temperature 0 the generator's log-probs are those of the logits as they are.
+        temperature = self.settings.temperature or 1.0
         joint = self.critic is not None and not self.critic.separate
         head = self.critic.head if joint and "values" in needs else None
         scored = score(policy, batch, layout, temperature=temperature, value_head=head)
@@ -217,6 +220,24 @@ class RolloutMaker:
             values |= {f"reward/{name}": part for name, part in parts.items()}
         self.record({name: torch.tensor(value) for name, value in values.items()})
 
+    def _compare_generator(self, groups: list[Group]) -> None:
+        """Log how far the generator's own log-probs are from the scorer's, in nats at a token.
+
+        All of the policy's samples are compared where they have been scored; otherwise those of the first prompt are.
+        """
+        if self.source.samplers[0] != POLICY:
+            return
+        share = self.settings.n // len(self.source.samplers)
+        if "old_logps" not in self.source.needs:
+            first = groups[0]
+            with torch.no_grad(), self.autocast():
+                groups = self._with_tokens([replace(first, samples=first.samples[:share])], frozenset({"old_logps"}))
+        own = [sample for group in groups for sample in group.samples[:share]]
+        scored = [tokens["old_logps"] for group in groups for tokens in group.tokens[:share]]
+        if all(sample.logps is not None for sample in own):
+            gaps = np.concatenate([sample.logps for sample in own]) - np.concatenate(scored)
+            self.record({"generator/gap": torch.from_numpy(np.abs(gaps))})
+
     def _watch(self, rollout: Rollout, *, frozen: bool) -> None:
         """Log what the scored tokens show, and let the controller see the KL."""
         needs, mask = self.source.needs, rollout.mask
@@ -224,9 +245,6 @@ class RolloutMaker:
             return
         old = rollout.tokens("old_logps")
         values = {"entropy": -old[mask]}
-        own = [sample.logps for group in rollout.groups for sample in group.samples]
-        if all(logps is not None for logps in own):
-            values["generator/gap"] = (torch.from_numpy(np.concatenate(own)).double() - old[mask]).abs()
         if "ref_logps" in needs:
             shaped = isinstance(self.source, Shaped)
             at_tokens = self.source.divergence(rollout) if shaped else old - rollout.tokens("ref_logps")
