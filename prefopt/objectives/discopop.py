@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from prefopt.batches import Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
+from prefopt.objective import About, Needs, Objective, State, Term, parameter, sigmoid
 from prefopt.registry import register
 
 
@@ -44,6 +44,6 @@ class DiscoPOP(Objective[Pairs]):
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         z = self.beta * batch.margin
-        logistic = -torch.sigmoid(-z / self.tau) * logsigmoid(z)
+        logistic = -sigmoid(-z / self.tau) * logsigmoid(z)
         exponential = torch.exp(logsigmoid(z / self.tau) - z)
         return {"preference": Term(logistic + exponential)}

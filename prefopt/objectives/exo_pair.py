@@ -2,11 +2,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch.nn.functional import logsigmoid
 
 from prefopt.batches import Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
+from prefopt.objective import About, Needs, Objective, State, Term, parameter, sigmoid
 from prefopt.registry import register
 
 
@@ -45,6 +44,6 @@ class EXOPair(Objective[Pairs]):
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         logits = self.beta * batch.margin
         target = math.log1p(-self.label_smoothing) if self.normalised else 0.0
-        chosen = torch.sigmoid(logits) * (logsigmoid(logits) - target)
-        rejected = torch.sigmoid(-logits) * (logsigmoid(-logits) - math.log(self.label_smoothing))
+        chosen = sigmoid(logits) * (logsigmoid(logits) - target)
+        rejected = sigmoid(-logits) * (logsigmoid(-logits) - math.log(self.label_smoothing))
         return {"preference": Term(chosen + rejected)}

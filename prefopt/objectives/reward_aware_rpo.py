@@ -1,20 +1,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from prefopt.batches import Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
+from prefopt.objective import About, Needs, Objective, State, Term, parameter, sigmoid
 from prefopt.registry import register
 
 
 def _kl(p: Float[Tensor, " n"], q: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """KL between two coins that show heads with probability σ(p) and σ(q)."""
-    heads = torch.sigmoid(p) * (logsigmoid(p) - logsigmoid(q))
-    tails = torch.sigmoid(-p) * (logsigmoid(-p) - logsigmoid(-q))
+    heads = sigmoid(p) * (logsigmoid(p) - logsigmoid(q))
+    tails = sigmoid(-p) * (logsigmoid(-p) - logsigmoid(-q))
     return heads + tails
 
 
