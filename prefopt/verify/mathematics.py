@@ -84,9 +84,13 @@ class Reference:
         with _mpmath().workdps(DIGITS):
             return self.module.loss(Examples(batch).list(), **self.arguments(objective, state))
 
+    def slopes(self, objective: Objective, batch: Batch, state: State) -> "Slopes":
+        """The loss, and its derivatives one at a time."""
+        return Slopes(self, objective, batch, state)
+
     def derivatives(self, objective: Objective, batch: Batch, state: State) -> Iterator[tuple[str, tuple, Any, Any]]:
         """For every entry of every leaf: its path, its index, and the derivatives from the left and from the right."""
-        slopes = Slopes(self, objective, batch, state)
+        slopes = self.slopes(objective, batch, state)
         for path, index in entries(batch):
             yield path, index, slopes.left(path, index), slopes.right(path, index)
 
@@ -98,6 +102,7 @@ class Slopes:
         self._loss = reference.module.loss
         self._arguments = reference.arguments(objective, state)
         self._examples = Examples(batch)
+        self._known: dict[tuple[str, tuple, Any], Any] = {}
         with _mpmath().workdps(DIGITS):
             self.value = self._loss(self._examples.list(), **self._arguments)
 
@@ -108,8 +113,11 @@ class Slopes:
         return self._slope(path, index, _mpmath().mpf(STEP))
 
     def _slope(self, path: str, index: tuple, step: Any) -> Any:
-        with _mpmath().workdps(DIGITS):
-            return (self._loss(self._examples.list(path, index, step), **self._arguments) - self.value) / step
+        if (path, index, step) not in self._known:
+            with _mpmath().workdps(DIGITS):
+                moved = self._loss(self._examples.list(path, index, step), **self._arguments)
+                self._known[path, index, step] = (moved - self.value) / step
+        return self._known[path, index, step]
 
 
 def entries(batch: Batch) -> Iterator[tuple[str, tuple]]:
@@ -277,7 +285,7 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
     for path, index in entries(batch):
         for key in (_kind(path), (_kind(path), _example_of(batch, index))):
             largest[key] = max(largest.get(key, 0.0), abs(float(gradient[path][index])))
-    slopes = Slopes(reference, one.objective, batch, state)
+    slopes = reference.slopes(one.objective, batch, state)
     # Differences of the reference carry its own rounding, some 1e-35 of the loss.
     value = abs(float(slopes.value))
     worst, floor = PASSED, _floor(batch, dtype) + NOISE * value

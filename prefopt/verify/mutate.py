@@ -2,9 +2,9 @@
 
 Every method that `terms` reaches is mutated one place at a time, and every function, in the module of the class and in
 those of its bases between it and `Objective`. The operators are fixed: exchange + and −, * and /; drop a minus sign, a
-factor `self.x`, a `detach`, a `clamp`, a branch of `where`, a keyword of `Term`; exchange chosen and rejected, sum and
-mean, min and max, policy and reference; negate a condition; turn a comparison round; change a constant or the unit of a
-mean.
+factor `self.x`, a `detach`, a `clamp`, a branch of `where`, a keyword of `Term` or of an objective that is a part, the
+weight of a part; exchange chosen and rejected, sum and mean, min and max, policy and reference; negate a condition;
+turn a comparison round; change a constant or the unit of a mean.
 """
 
 import ast
@@ -266,9 +266,12 @@ def _calls(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Call(node.func, [ast.UnaryOp(ast.USub(), node.args[0])], node.keywords)
     if name == "where" and len(node.args) == 3:
         yield from node.args[1:]
-    if name == "Term":
+    if name == "Part" and len(node.args) > 1:
+        yield ast.Call(node.func, [node.args[0], ast.Constant(1.0), *node.args[2:]], node.keywords)
+    if name in ("Term", "build"):
         for i in range(len(node.keywords)):
             yield ast.Call(node.func, node.args, node.keywords[:i] + node.keywords[i + 1 :])
+    if name == "Term":
         for i in range(1, len(node.args)):
             yield ast.Call(node.func, node.args[:i], node.keywords)
 

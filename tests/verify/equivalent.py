@@ -10,6 +10,7 @@ SENTINEL = "any number above 1 sorts masked tokens behind the lots of the others
 BRANCHES = "both branches are the same function, and both have all digits where the choice between them moves"
 UNTAKEN = "the argument of a branch that is not taken"
 PADDED = "any number will do where the mask is False, because nothing there is summed"
+SERIES = "moves the estimate by less than 4e-12 of itself, and only where it is a rest of 5e-5 beside the surrogate"
 REFUSAL = "only which missing input is refused changes"
 
 EXPM1 = {
@@ -21,6 +22,7 @@ EXPM1 = {
 }
 
 POLICY_GRADIENT = {
+    "kl_estimate: `x / 6` becomes `x / 7`": SERIES,
     "self.estimate: `torch.where(apart, reference - _inside(batch, batch.old_logps), 0.0)` becomes "
     "`torch.where(apart, reference - _inside(batch, batch.old_logps), 1.0)`": UNTAKEN,
     "self.estimate: `torch.where(apart, 0.0, estimate)` becomes `estimate`": UNTAKEN,
@@ -32,6 +34,13 @@ POLICY_GRADIENT = {
     "kl_estimate: `torch.where(near, 1.0, log_ratio)` becomes `log_ratio`": UNTAKEN,
     "kl_estimate: `torch.where(near, 1.0, log_ratio)` becomes `torch.where(near, 2.0, log_ratio)`": UNTAKEN,
 }
+
+LOG_PROBS = {
+    "self.terms: `torch.where(batch.tokens.mask, batch.tokens.logps, 0.0)` becomes `batch.tokens.logps`": PADDED,
+    "self.terms: `torch.where(batch.tokens.mask, batch.tokens.logps, 0.0)` becomes "
+    "`torch.where(batch.tokens.mask, batch.tokens.logps, 1.0)`": PADDED,
+}
+APART = {"self.estimate: `log_ratio < -1` becomes `log_ratio < -2`": BRANCHES}
 
 EQUIVALENT: dict[str, dict[str, str]] = {
     "alphapo": EXPM1,
@@ -75,7 +84,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "`keyed_uniform(ids[:, None], draw, side, place).masked_fill(~tokens.mask, 3.0)`": SENTINEL,
         "positions: `(size[:, None] - 1).clamp(min=0)` becomes `size[:, None] - 1`": EMPTY,
     },
-    **{name: POLICY_GRADIENT for name in ("ppo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce")},
+    "gspo": POLICY_GRADIENT,
+    **{name: {**POLICY_GRADIENT, **APART} for name in ("ppo", "grpo", "dr_grpo", "dapo")},
+    **{name: {**POLICY_GRADIENT, **APART, **LOG_PROBS} for name in ("cispo", "reinforce")},
     "reward_kwise": {
         "self.terms: `Term(-logsigmoid(reward[better] - reward[worse]) / stated[better], 'group')` becomes "
         "`Term(-logsigmoid(reward[better] - reward[worse]) / stated[better])`": GROUP,
