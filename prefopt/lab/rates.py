@@ -14,8 +14,8 @@ RATES = {
     "kto": 8e-4,
     "orpo": 8e-4,
     "simpo": 4e-4,
-    "rejection_sampling": 4e-4,
-    "grpo": 4e-4,
+    "rejection_sampling": 2e-4,
+    "grpo": 2e-4,
     "ppo": 8e-4,
     "reward": 1e-3,
 }

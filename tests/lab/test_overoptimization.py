@@ -49,8 +49,6 @@ def test_the_words_say_who_turned_down(found: Study) -> None:
     down = [*up[:2], Point(10, 4.0, 2.0, 0.3)]
     told = describe(Study(found.start, found.results, found.careful, {"ppo": up, "grpo": down}, {}))
     assert "turns down for grpo." in told
-    assert "no gold reward turned down" in describe(
-        Study(found.start, found.results, found.careful, {"ppo": up}, {})
-    )
+    assert "no gold reward turned down" in describe(Study(found.start, found.results, found.careful, {"ppo": up}, {}))
     assert "grpo" in page(Study(found.start, found.results, found.careful, {"grpo": down}, {}))
     assert len(curves_chart({"ppo": up, "grpo": down}, found.start.reward).axes) == 2
