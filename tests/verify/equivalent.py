@@ -11,6 +11,7 @@ BRANCHES = "both branches are the same function, and both have all digits where 
 UNTAKEN = "the argument of a branch that is not taken"
 PADDED = "any number will do where the mask is False, because nothing there is summed"
 SERIES = "moves the estimate by less than 4e-12 of itself, and only where it is a rest of 5e-5 beside the surrogate"
+ALONE = "every term of its three parts has the weight 1"
 REFUSAL = "only which missing input is refused changes"
 
 EXPM1 = {
@@ -85,6 +86,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "positions: `(size[:, None] - 1).clamp(min=0)` becomes `size[:, None] - 1`": EMPTY,
     },
     "gspo": POLICY_GRADIENT,
+    "mpo": {"self.terms: `part.weight * term.weight` becomes `part.weight / term.weight`": ALONE},
     **{name: {**POLICY_GRADIENT, **APART} for name in ("ppo", "grpo", "dr_grpo", "dapo")},
     **{name: {**POLICY_GRADIENT, **APART, **LOG_PROBS} for name in ("cispo", "reinforce")},
     "reward_kwise": {
