@@ -101,9 +101,9 @@ class Slopes:
     def __init__(self, reference: Reference, objective: Objective, batch: Batch, state: State) -> None:
         self._loss = reference.module.loss
         self._arguments = reference.arguments(objective, state)
-        self._examples = Examples(batch)
         self._known: dict[tuple[str, tuple, Any], Any] = {}
         with _mpmath().workdps(DIGITS):
+            self._examples = Examples(batch)  # which divides, and must not round
             self.value = self._loss(self._examples.list(), **self._arguments)
 
     def left(self, path: str, index: tuple) -> Any:
