@@ -272,7 +272,8 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
     """Every partial derivative against differences of the reference, relative to |g| + Σ|x ∂g/∂x|.
 
     One that is small beside others of its kind may be what two of their size leave: it is held to 1e-3 of the largest,
-    and to `UNITS` in the last place of the largest of its own example, which is more than that in float32.
+    and to `UNITS` in the last place of the largest of its own example, moved as far as rounding of the inputs moves it,
+    which is more than that in float32.
 
     Any number between the derivatives from the left and from the right will do: at a kink, however small, they differ.
     """
@@ -281,10 +282,10 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
     if not reference.compares(one.objective, batch, state):
         return PASSED
     gradient = evaluate(loss, batch, state).gradient
-    largest: dict[Any, float] = {}
+    largest: dict[Any, tuple[float, str, tuple]] = {}
     for path, index in entries(batch):
         for key in (_kind(path), (_kind(path), _example_of(batch, index))):
-            largest[key] = max(largest.get(key, 0.0), abs(float(gradient[path][index])))
+            largest[key] = max(largest.get(key, (-1.0, "", ())), (abs(float(gradient[path][index])), path, index))
     slopes = reference.slopes(one.objective, batch, state)
     # Differences of the reference carry its own rounding, some 1e-35 of the loss.
     value = abs(float(slopes.value))
@@ -293,15 +294,16 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
     curvature = Curvature(loss, cast(batch, torch.float64), wide)
     for path, index in entries(batch):
         found, right = float(gradient[path][index]), slopes.right(path, index)
-        own = UNITS * torch.finfo(dtype).eps / TOLERANCE[dtype] * largest[_kind(path), _example_of(batch, index)]
-        least = max(floor, SMALL * largest[_kind(path)], own)
+        least = max(floor, SMALL * largest[_kind(path)][0])
         low = high = right
         error = float(abs(right - found)) / max(float(abs(right)), least)
         if not error <= TOLERANCE[dtype]:  # what costs more is done where it is needed
             low, high = sorted((slopes.left(path, index), right))
             if max(-low, high) * float(STEP) > JUMP * value:
                 continue  # the score of a tie, which any step breaks
-            scale = max(curvature.scale(path, index), float(abs(low)), least)
+            _, *of_example = largest[_kind(path), _example_of(batch, index)]
+            rest = UNITS * torch.finfo(dtype).eps / TOLERANCE[dtype] * curvature.scale(*of_example)
+            scale = max(curvature.scale(path, index), float(abs(low)), least, rest)
             error = _apart(low, found, high) / scale
         detail = f"∂L/∂{path}{list(index)} is {found:.17g}, the reference says {float((low + high) / 2):.17g}"
         worst = worst.worse(Outcome(error, TOLERANCE[dtype], detail))
