@@ -285,7 +285,7 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
     largest: dict[Any, tuple[float, str, tuple]] = {}
     for path, index in entries(batch):
         for key in (_kind(path), (_kind(path), _example_of(batch, index))):
-            largest[key] = max(largest.get(key, (-1.0, "", ())), (abs(float(gradient[path][index])), path, index))
+            largest[key] = max(largest.get(key, (0.0, path, index)), (abs(float(gradient[path][index])), path, index))
     slopes = reference.slopes(one.objective, batch, state)
     # Differences of the reference carry its own rounding, some 1e-35 of the loss.
     value = abs(float(slopes.value))
