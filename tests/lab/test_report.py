@@ -147,10 +147,10 @@ def test_a_missing_learning_rate_is_named_before_anything_is_trained(tmp_path: P
 
 
 def test_lines_of_the_trainer_are_held_back_and_come_back() -> None:
-    with demo._quiet():
+    with demo.quiet():
         assert console.console.quiet
     assert not console.console.quiet
-    with pytest.raises(RuntimeError), demo._quiet():
+    with pytest.raises(RuntimeError), demo.quiet():
         raise RuntimeError
     assert not console.console.quiet
 
