@@ -10,10 +10,12 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from prefopt.evaluation.page import document, write_files
 from prefopt.evaluation.policy_report import PolicyReport, Scored
-from prefopt.evaluation.reward_page import STYLE
 from prefopt.evaluation.statistics import Estimate
 
+COMPLETIONS = "completions.jsonl"
+"""The file of all completions, with their rewards."""
 SHOWN = 4
 """Prompts whose completions the page shows."""
 SHARES = ("ended", "repetition", "win_rate")
@@ -49,14 +51,11 @@ def write_policy_report(
     Returns:
         The path of the HTML file.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    numbers = {"facts": dict(facts), **dataclasses.asdict(report)}
-    (out / "report.json").write_text(json.dumps(_plain(numbers), indent=2) + "\n", encoding="utf-8")
+    numbers = _plain({"facts": dict(facts), **dataclasses.asdict(report)})
+    path = write_files(out, numbers, page(report, policy, start, facts))
     rows = _rows("policy", policy) + ([] if start is None else _rows("start", start))
     lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    (out / "completions.jsonl").write_text(lines, encoding="utf-8")
-    path = out / "report.html"
-    path.write_text(page(report, policy, start, facts), encoding="utf-8")
+    (out / COMPLETIONS).write_text(lines, encoding="utf-8")
     return path
 
 
@@ -95,7 +94,9 @@ def written(name: str, value: float, *, signed: bool = False) -> str:
     """A number as its line shows it."""
     if name in SHARES:
         return f"{value:.1%}"
-    return f"{value:{'+' if signed else ''}.{1 if name == 'length' else 3}f}"
+    places = 1 if name == "length" else 3
+    # Adding 0 takes the sign from -0.0.
+    return f"{round(value, places) + 0.0:{'+' if signed else ''}.{places}f}"
 
 
 def _interval(name: str, value: Estimate) -> str:
@@ -115,20 +116,12 @@ def printed(report: PolicyReport) -> RenderableType:
 
 def page(report: PolicyReport, policy: Scored, start: Scored | None, facts: Mapping[str, str]) -> str:
     """The HTML file."""
-    warnings = "".join(
-        f'<p class="warning"><b>Warning.</b> {escape(line[:1].upper() + line[1:])}</p>' for line in report.warnings
-    )
-    named = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Policy report</title>\n'
-        f"<style>\n{STYLE}.said {{ white-space: pre-wrap; overflow-wrap: anywhere; }}\n</style>\n</head>\n<body>\n"
-        f'<main>\n<h1>Policy report</h1>\n<p class="lead">{_lead(report)}</p>\n{warnings}{_table(report)}'
-        "<p class=soft>A prompt is one observation: its completions are averaged first. Intervals are 95&nbsp;% "
-        "t-intervals over prompts, and say nothing of how another training run would differ.</p>\n"
+    body = (
+        f"{_table(report)}<p class=soft>A prompt is one observation: its completions are averaged first. Intervals are "
+        "95&nbsp;% t-intervals over prompts, and say nothing of how another training run would differ.</p>\n"
         f"<h2>What it says</h2>\n{_shown(policy, start)}"
-        f"<h2>What was evaluated</h2>\n<dl>{named}</dl>\n</main>\n</body>\n</html>\n"
     )
+    return document("Policy report", _lead(report), report.warnings, body, facts)
 
 
 def _lead(report: PolicyReport) -> str:
@@ -147,7 +140,7 @@ def _table(report: PolicyReport) -> str:
     compared = report.start is not None
     rows = "".join(
         f"<tr><th>{escape(NAMES.get(name, name))}</th><td>{written(name, value.mean, signed=name == 'gain')}</td>"
-        f"<td class=soft>{_interval(name, value)}</td>"
+        f'<td class="soft number">{_interval(name, value)}</td>'
         + (f"<td>{'' if other is None else written(name, other.mean)}</td>" if compared else "")
         + f"<td class=soft>{escape(MEANINGS.get(name, 'without its weight'))}</td></tr>"
         for name, value, other in lines(report)
@@ -157,22 +150,26 @@ def _table(report: PolicyReport) -> str:
 
 
 def _shown(policy: Scored, start: Scored | None) -> str:
-    """The first completion of some prompts, the highest and the lowest gains among them."""
+    """The first completion of each of some prompts, those of the highest and of the lowest gain."""
     rewards = policy.samples.rewards.mean(axis=1)
     order = (rewards if start is None else rewards - start.samples.rewards.mean(axis=1)).argsort(kind="stable")
     half = min(SHOWN, len(order)) // 2
-    best, worst = list(order[::-1][:half]), list(order[:half][::-1])
-    what = "reward" if start is None else "gain"
-    parts = [f"<p class=soft>The {half} prompts of the highest {what}, then the {half} of the lowest.</p>\n"]
-    for i in [*best, *worst]:
+    extremes = [*order[::-1][:half], *order[:half][::-1]]
+    what = "mean reward" if start is None else "gain in mean reward"
+    prompts = "prompt" if half == 1 else f"{half} prompts"
+    parts = [
+        f"<p class=soft>First the {prompts} of the highest {what}, then of the lowest; of each the first of "
+        f"{policy.samples.rewards.shape[1]} completions, with its own reward. All of them are in {COMPLETIONS}.</p>\n"
+    ]
+    for i in extremes:
         said = "".join(
-            f"<tr><th>{name}</th><td class=said>{escape(one.samples.groups[i][0].text.strip())}</td>"
-            f"<td>{one.samples.rewards[i, 0]:.3f}</td></tr>"
+            f"<tr><th>{name}</th><td>{escape(one.samples.groups[i][0].text.strip())}</td>"
+            f"<td>{written('reward', one.samples.rewards[i, 0])}</td></tr>"
             for name, one in (("policy", policy), ("start", start))
             if one is not None
         )
         prompt = escape(_prompt(policy.samples.prompts[i]))
-        parts.append(f"<table><thead><tr><th></th><th class=said>{prompt}</th><th>reward</th></tr></thead>")
+        parts.append(f"<table class=said><thead><tr><th></th><th>{prompt}</th><th>reward</th></tr></thead>")
         parts.append(f"<tbody>{said}</tbody></table>\n")
     return "".join(parts)
 

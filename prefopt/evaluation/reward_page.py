@@ -1,7 +1,6 @@
 """The report on a reward model as one HTML file that asks nothing of the network, as JSON, and as tables to print."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from prefopt.evaluation.page import document, write_files
 from prefopt.evaluation.reward_report import Bin, RewardReport, Share
 
 
@@ -23,12 +23,7 @@ def write_reward_report(report: RewardReport, facts: Mapping[str, str], out: Pat
     Returns:
         The path of the HTML file.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    numbers = {"facts": dict(facts), **dataclasses.asdict(report)}
-    (out / "report.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    path = out / "report.html"
-    path.write_text(page(report, facts), encoding="utf-8")
-    return path
+    return write_files(out, {"facts": dict(facts), **dataclasses.asdict(report)}, page(report, facts))
 
 
 def printed(report: RewardReport) -> RenderableType:
@@ -66,17 +61,15 @@ def _percent(value: float | None) -> str:
 def page(report: RewardReport, facts: Mapping[str, str]) -> str:
     """The HTML file."""
     a = report.accuracy
-    warnings = "".join(f'<p class="warning"><b>Warning.</b> {escape(_sentence(line))}</p>' for line in report.warnings)
+    lead = (
+        f"The completion that was chosen scores higher in <b>{a.value:.1%}</b> of {a.n} held-out pairs (95&nbsp;% "
+        f"interval {a.low:.1%} to {a.high:.1%}; a tie counts one half)."
+    )
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(value)}</td><td class=soft>{escape(what)}</td></tr>"
         for name, value, what in measures(report)
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Reward model report</title>\n'
-        f"<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>Reward model report</h1>\n"
-        f'<p class="lead">The completion that was chosen scores higher in <b>{a.value:.1%}</b> of {a.n} held-out pairs '
-        f"(95&nbsp;% interval {a.low:.1%} to {a.high:.1%}; a tie counts one half).</p>\n{warnings}"
+    body = (
         "<h2>Is it as sure as it may be?</h2>\n"
         f"<figure>{reliability_plot(report.bins)}<figcaption>How often the model is right about pairs of which it is "
         "so sure. On the diagonal its probabilities can be taken at their word; below it, the model is too sure of "
@@ -85,22 +78,14 @@ def page(report: RewardReport, facts: Mapping[str, str]) -> str:
         f"<table><tbody>{rows}</tbody></table>\n"
         f"<h2>By length</h2>\n{_shares(report.by_length, 'length of chosen minus rejected')}"
         f"<h2>By difference of scores</h2>\n{_shares(report.by_margin, 'difference of the two scores')}"
-        f"<h2>What was evaluated</h2>\n<dl>{_facts(facts)}</dl>\n</main>\n</body>\n</html>\n"
     )
-
-
-def _sentence(line: str) -> str:
-    return line[:1].upper() + line[1:]
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return document("Reward model report", lead, report.warnings, body, facts)
 
 
 def _shares(shares: Iterable[Share], heading: str) -> str:
     rows = "".join(
         f"<tr><th>{escape(one.name)}</th><td>{one.n}</td><td>{one.value:.1%}</td>"
-        f"<td>{_bar(one)}</td><td class=soft>{one.low:.1%} to {one.high:.1%}</td></tr>"
+        f'<td>{_bar(one)}</td><td class="soft number">{one.low:.1%} to {one.high:.1%}</td></tr>'
         for one in shares
     )
     return (
@@ -168,30 +153,3 @@ def reliability_plot(bins: Sequence[Bin]) -> str:
         f'<svg class="plot" viewBox="0 0 {LEFT + SIDE + 16} {base + 44}" role="img" '
         f'aria-label="Reliability plot"><title>Reliability plot</title>{"".join(parts)}</svg>'
     )
-
-
-STYLE = """:root { --paper: #fefefe; --ink: #1b1b1c; --soft: #5c5c61; --rule: #dcdce0; --mark: #0067a5; --warn: #8a3b00;
-  --warn-paper: #fff4ea; color-scheme: light dark; }
-@media (prefers-color-scheme: dark) { :root { --paper: #17181a; --ink: #ececee; --soft: #a7a8ad; --rule: #3a3b40;
-  --mark: #4fa8df; --warn: #f5b27a; --warn-paper: #33261a; } }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 1.0625rem/1.55 system-ui, -apple-system,
-  "Segoe UI", sans-serif; }
-main { max-width: 46rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: clamp(1.6rem, 5vw, 2.2rem); line-height: 1.15; margin: 0 0 0.75rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 0.75rem; }
-.lead { font-size: 1.15rem; }
-.warning { background: var(--warn-paper); color: var(--warn); padding: 0.6rem 0.9rem; border-radius: 0.4rem; }
-figure { margin: 0 0 1.5rem; }
-figcaption, .soft { color: var(--soft); font-size: 0.875rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.95rem; }
-th, td { text-align: left; padding: 0.35rem 0.75rem 0.35rem 0; border-bottom: 1px solid var(--rule); font-weight: 400; }
-thead th { font-size: 0.875rem; color: var(--soft); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.35rem 1.25rem; margin: 0; font-size: 0.95rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-.plot { width: 100%; max-width: 27rem; height: auto; display: block; margin: 0 0 0.5rem; }
-.bar { width: 7.5rem; height: 0.9rem; display: block; }
-svg text { fill: var(--soft); font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; }
-svg .rule { stroke: var(--rule); } svg .ideal { stroke: var(--soft); stroke-dasharray: 4 3; }
-svg .range { stroke: var(--mark); stroke-width: 2; } svg .dot { fill: var(--mark); stroke: var(--paper); }
-svg .count { fill: var(--mark); opacity: 0.35; }
-"""

@@ -1,5 +1,6 @@
 """The report on a policy: numbers by hand, what it warns of, and the command that makes it."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from prefopt.cli import main
 from prefopt.evaluation import Scored, compare
+from prefopt.evaluation.policy_page import page, written
 from prefopt.evaluation.samples import Samples, log_ratios
 from prefopt.rollouts import Sample
 
@@ -135,3 +137,25 @@ def test_a_policy_without_a_start_has_no_comparison(world: Path, monkeypatch: py
     numbers = json.loads((world / "out" / "report.json").read_text())
     assert (numbers["start"], numbers["gain"], numbers["win_rate"], numbers["kl"]) == (None, None, None, None)
     assert "reward/short" not in numbers["policy"]
+
+
+def test_the_page_shows_who_gained_and_who_lost_and_the_text_as_text() -> None:
+    policy, start = scored([[1.0, 3.0], [4.0, 4.0], [-1e-9, 0.0]]), scored([[1.0, 1.0], [5.0, 5.0], [0.0, 0.0]])
+    for number, group in enumerate(policy.samples.groups):
+        group[:] = [dataclasses.replace(each, text=f"<i>{number}</i>") for each in group]
+    html = page(compare(policy, start, None), policy, start, {"model": "<mine>"})
+    places = [html.index(f"&lt;i&gt;{number}&lt;/i&gt;") for number in (0, 1)]
+    assert places == sorted(places)
+    # Two prompts are the extremes of three; the one between them is not shown.
+    assert "&lt;i&gt;2" not in html
+    assert "First the prompt of the highest gain in mean reward, then of the lowest; of each the first of 2" in html
+    assert "<dd>&lt;mine&gt;</dd>" in html
+    assert "<i>" not in html
+
+
+def test_a_number_that_rounds_to_zero_has_no_minus() -> None:
+    assert written("kl", -1e-9) == "0.000"
+    assert written("gain", -1e-9, signed=True) == "+0.000"
+    assert written("gain", -0.25, signed=True) == "-0.250"
+    assert written("length", 4.26) == "4.3"
+    assert written("ended", 0.125) == "12.5%"
