@@ -1,5 +1,6 @@
 """Terms → one scalar, with denominators that are global over accumulation steps and ranks."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -38,3 +39,31 @@ def step_loss(loss: Loss, denominators: Mapping[str, float], ranks: int = 1) -> 
     share is multiplied by the number of ranks: then the average of the ranks' sums is the loss of the step.
     """
     return ranks * loss.reduce(denominators)
+
+
+class LossSums:
+    """Adds up the terms and counts of many losses, so that their whole is one step however they were split."""
+
+    def __init__(self) -> None:
+        self._terms: dict[str, tuple[Tensor | float, str, float]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, loss: Loss) -> None:
+        """Add one micro-batch."""
+        self._counts.update(loss.counts)
+        for name, term in loss.terms.items():
+            before = self._terms[name][0] if name in self._terms else 0.0
+            self._terms[name] = before + term.values.detach().double().sum(), term.per, term.weight
+
+    def loss(self, everyones: Callable[[list], list]) -> float | None:
+        """The loss of all that was added on all ranks; None where nothing was.
+
+        Args:
+            everyones: from a list of this rank to those of all, one after the other.
+        """
+        totals = [(total.item(), per, weight) for total, per, weight in self._terms.values()]
+        ranks = everyones([(totals, dict(self._counts))] if totals else [])
+        if not ranks:
+            return None
+        denominators = {unit: max(sum(counts[unit] for _, counts in ranks), 1) for unit in ranks[0][1]}
+        return sum(weight * total / denominators[per] for terms, _ in ranks for total, per, weight in terms)

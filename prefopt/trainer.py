@@ -1,9 +1,9 @@
 """The one trainer: data, scoring, an objective, and transformers' training loop."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,17 @@ import transformers
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from prefopt import __version__
 from prefopt.arguments import training_arguments
+from prefopt.assembly import brings_adapter, check_assembly, check_batches, prepare_data
 from prefopt.catalogue import Algorithm, get_algorithm
 from prefopt.console import say
-from prefopt.data import DataSettings, StepSampler, TokenizedDataset, prepare_dataset
+from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
 from prefopt.errors import UsageError
+from prefopt.loaders import step_loader
 from prefopt.metrics import Means
 from prefopt.models import (
     ModelSettings,
@@ -32,11 +33,10 @@ from prefopt.models import (
     save_policy,
     settle_padding,
 )
-from prefopt.models.adapters import is_adapter_model
 from prefopt.models.export import RUN_FILE
 from prefopt.objective import Loss, Objective, State
 from prefopt.online import OnlineRun
-from prefopt.reduction import global_counts, step_loss
+from prefopt.reduction import LossSums, global_counts, step_loss
 from prefopt.rollouts import GenerationSettings
 from prefopt.steps import StepScorer, pair_accuracy
 from prefopt.watch import Watch
@@ -120,7 +120,7 @@ class Trainer(transformers.Trainer):
             trust_remote_code=trust_remote_code,
             rewards=self.objective.needs.rewards,
         )
-        arrived_with_adapter = _brings_adapter(model)
+        arrived_with_adapter = brings_adapter(model)
         trains_adapter = adapter is not None or arrived_with_adapter
         self._adapter_kind = ("qlora" if settings.quantize else "lora") if trains_adapter else None
         args = training_arguments(
@@ -136,8 +136,6 @@ class Trainer(transformers.Trainer):
             for line in lines:
                 say(f"{self.algorithm.name}: {line}")
         self.data_settings = DataSettings.of(data)
-        self._mismatched = "mismatched" in self.objective.needs.observes
-        self._pad_token_id = tokenizer.pad_token_id
         self.reference: Reference | None = None
         if self.algorithm.needs_reference:
             self.reference = make_reference(
@@ -167,14 +165,23 @@ class Trainer(transformers.Trainer):
         self.objective_state: State = self.objective.init_state()
         self._pending_state: State = self.objective_state
         self._means = Means()
+        self._prepared = partial(
+            prepare_data,
+            algorithm=self.algorithm,
+            needs=self.objective.needs,
+            tokenizer=tokenizer,
+            settings=self.data_settings,
+            context=getattr(policy.config, "max_position_embeddings", None),
+            seed=args.seed,
+        )
         super().__init__(
             model=policy,
             args=args,
-            train_dataset=self._prepare_data(train_dataset, policy, tokenizer, args, "train"),
+            train_dataset=self._prepared(train_dataset, "train"),
             eval_dataset=(
-                {name: self._prepare_data(part, policy, tokenizer, args, name) for name, part in eval_dataset.items()}
+                {name: self._prepared(part, name) for name, part in eval_dataset.items()}
                 if isinstance(eval_dataset, Mapping)
-                else self._prepare_data(eval_dataset, policy, tokenizer, args, "eval")
+                else self._prepared(eval_dataset, "eval")
             ),
             processing_class=tokenizer,
             data_collator=_identity,
@@ -188,61 +195,9 @@ class Trainer(transformers.Trainer):
             )
         # Every share of a step's loss is divided by global denominators already.
         self.loss_is_scaled_for_ga = True
-        self._check_batches()
+        check_batches(self.algorithm, self.objective.needs, self.args)
 
     # ---- assembly ----------------------------------------------------------------------------------------------
-
-    def _prepare_data(
-        self, source: Any, policy: nn.Module, tokenizer: Any, args: TrainingArguments, which: str
-    ) -> TokenizedDataset | None:
-        name, kind = self.algorithm.name, self.algorithm.data_kind
-        labels = () if self.algorithm.online else self.objective.needs.labels
-        if isinstance(source, TokenizedDataset):
-            source.check(kind, labels, name)
-            return source
-        if source is None:
-            return None
-        dataset = prepare_dataset(
-            source,
-            kind,
-            tokenizer,
-            self.data_settings,
-            context=getattr(policy.config, "max_position_embeddings", None),
-            mismatched=self._mismatched,
-            seed=args.seed,
-            labels=labels,
-            reader=name,
-            singles=self.objective.needs.singles,
-        )
-        for line in [*dataset.notes, *self._unread(dataset), *dataset.audit.lines()]:
-            say(f"{which} data: {line}")
-        return dataset
-
-    def _unread(self, dataset: TokenizedDataset) -> list[str]:
-        """A line about numbers that the data has and the objective does not look at."""
-        needs = self.objective.needs
-        # The scores of a ranking give its order, which every ranked objective reads.
-        known = {"preference", "chosen_score", "rejected_score", "rated_margin"} & set(dataset.examples[0].labels)
-        unread = sorted(known - {*needs.labels, *needs.optional})
-        return [f"{self.algorithm.name} does not use {', '.join(unread)} of this data"] if unread else []
-
-    def _check_batches(self) -> None:
-        """Refuse what would degenerate in silence."""
-        args, name = self.args, self.algorithm.name
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if self._mismatched and rows < 2:
-            raise UsageError(
-                f"{name} estimates its reference point from other examples of the step, and a step of 1 example has "
-                "none: set per_device_train_batch_size or gradient_accumulation_steps to 2 or more."
-            )
-        if self.objective.needs.coupled:
-            if args.per_device_train_batch_size < 2:
-                raise UsageError(f"{name} compares examples of a batch: per_device_train_batch_size must be 2 or more.")
-            if args.gradient_accumulation_steps > 1:
-                raise UsageError(
-                    f"{name} couples the examples of a batch, so accumulation would change the loss: set "
-                    "gradient_accumulation_steps=1 and a larger per_device_train_batch_size."
-                )
 
     def _own_watch(self, callbacks: Any) -> list[TrainerCallback]:
         """Online runs are watched for reward hacking, by the user's own watch or by one that only warns."""
@@ -282,46 +237,25 @@ class Trainer(transformers.Trainer):
             raise UsageError("training needs a dataset: pass train_dataset=.")
         if self.online is not None:
             return self.loaders.train(self.train_dataset, self._seed)
-        return self._loader(self.train_dataset, self._train_batch_size, shuffle=True)
+        options = {"needs": self.objective.needs, "seed": self._seed, "shuffle": True}
+        return step_loader(self.train_dataset, self.args, self._train_batch_size, **options)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Batches in the order of the dataset; an online run samples them with a fixed seed."""
         dataset = self._eval_dataset(eval_dataset)
         if self.online is not None:
             return self.loaders.evaluation(dataset, self._seed)
-        return self._loader(dataset, self.args.eval_batch_size, shuffle=False)
+        options = {"needs": self.objective.needs, "seed": self._seed, "shuffle": False}
+        return step_loader(dataset, self.args, self.args.eval_batch_size, **options)
 
     def _eval_dataset(self, eval_dataset: Any) -> TokenizedDataset:
         if isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict):
             return self.eval_dataset[eval_dataset]
         if eval_dataset is not None:
-            return self._prepare_data(eval_dataset, self.model, self.processing_class, self.args, "eval")
+            return self._prepared(eval_dataset, "eval")
         if self.eval_dataset is None:
             raise UsageError("evaluation needs a dataset: pass eval_dataset=.")
         return self.eval_dataset
-
-    def _loader(self, dataset: TokenizedDataset, batch_size: int, *, shuffle: bool) -> Any:
-        args = self.args
-        sampler = StepSampler(
-            len(dataset),
-            batch_size,
-            world=args.world_size,
-            rank=args.process_index,
-            seed=self._seed,
-            shuffle=shuffle,
-            stratify=dataset.labels if shuffle else None,
-            min_rows=min(2 if self._mismatched or self.objective.needs.coupled else 1, batch_size * args.world_size),
-        )
-        return _StepLoader(
-            dataset,
-            batch_sampler=sampler,
-            # Of its own, or starting a loader (to evaluate, for one) would draw from the global random numbers.
-            generator=torch.Generator().manual_seed(self._seed),
-            collate_fn=dataset.collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=args.dataloader_num_workers > 0 and args.dataloader_persistent_workers,
-        )
 
     @property
     def _seed(self) -> int:
@@ -456,8 +390,7 @@ class Trainer(transformers.Trainer):
         """Loss and metrics of a dataset, taken as one step: they do not depend on the batch size."""
         self.model.eval()
         kept, self._means = self._means, Means()
-        sums: dict[str, tuple[Tensor, str, float]] = {}
-        counts: Counter[str] = Counter()
+        sums = LossSums()
         with torch.no_grad(), self.accelerator.autocast():
             batches = list(dataloader) if self.algorithm.online else dataloader
             state = self._evaluation_state(batches)
@@ -466,12 +399,11 @@ class Trainer(transformers.Trainer):
                 self.scorer.score_reference(self.policy, batch)
                 loss = self.objective(self.scorer.container(self.model, batch), state)
                 self._means.add(self._metrics(loss))
-                counts.update(loss.counts)
-                for name, term in loss.terms.items():
-                    before = sums[name][0] if name in sums else 0.0
-                    sums[name] = (before + term.values.double().sum(), term.per, term.weight)
+                sums.add(loss)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics = self._evaluation_loss(sums, counts) | self._drained()
+        # Sampled prompts may have given no example.
+        whole = sums.loss(self._everyones)
+        metrics = ({} if whole is None else {"loss": whole}) | self._drained()
         self._means = kept
         return EvalLoopOutput(
             predictions=None,
@@ -479,17 +411,6 @@ class Trainer(transformers.Trainer):
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=len(dataloader.dataset),
         )
-
-    def _evaluation_loss(
-        self, sums: Mapping[str, tuple[Tensor, str, float]], counts: Mapping[str, int]
-    ) -> dict[str, float]:
-        """From sums of terms and counts of units of this process; nothing where sampled prompts gave no example."""
-        totals = [(total.item(), per, weight) for total, per, weight in sums.values()]
-        everyone = self._everyones([(totals, dict(counts))] if totals else [])
-        if not everyone:
-            return {}
-        denominators = {unit: max(sum(own[unit] for _, own in everyone), 1) for unit in everyone[0][1]}
-        return {"loss": sum(w * total / denominators[per] for own, _ in everyone for total, per, w in own)}
 
     def _evaluation_state(self, batches: Any) -> State:
         """The state for a whole dataset: what is remembered stays as it is, what belongs to a step spans all of it."""
@@ -571,24 +492,6 @@ class Trainer(transformers.Trainer):
         }
 
 
-def check_assembly(algorithm: Algorithm, reference: Any, reward: Any, generation: Any) -> None:
-    """Refuse what an algorithm does not use, and what it cannot do without.
-
-    Raises:
-        UsageError: with what to leave out or to give.
-    """
-    name = algorithm.name
-    if reference is not None and not algorithm.needs_reference:
-        raise UsageError(f"{name} uses no reference model: leave reference= out.")
-    if algorithm.online and reward is None:
-        raise UsageError(f"{name} needs a reward: pass reward=, a function (or --reward FILE.py:NAME).")
-    if not algorithm.online and (reward is not None or generation is not None):
-        which = "reward" if reward is not None else "generation"
-        raise UsageError(f"{name} trains on a dataset and samples nothing: leave {which}= out.")
-    if reference is not None and algorithm.plan.renew_reference:
-        raise UsageError(f"{name} makes the policy its own reference, round by round: leave reference= out.")
-
-
 class _Commit(TrainerCallback):
     """Tells the trainer that an optimizer step is done."""
 
@@ -599,18 +502,5 @@ class _Commit(TrainerCallback):
         self.trainer._end_of_step()
 
 
-class _StepLoader(DataLoader):
-    """A data loader whose batch sampler reshuffles every epoch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
-
-
 def _identity(examples: list) -> list:
     return examples
-
-
-def _brings_adapter(model: Any) -> bool:
-    if isinstance(model, (str, Path)):
-        return (Path(model) / "adapter_config.json").is_file()
-    return is_adapter_model(model)

@@ -8,6 +8,7 @@ from typing import Any
 
 from prefopt import console
 from prefopt.arguments import training_arguments
+from prefopt.assembly import check_assembly
 from prefopt.catalogue import Algorithm, get_algorithm
 from prefopt.config import RunConfig, make_watch
 from prefopt.data import DataSettings, convert, load_rows, to_examples
@@ -19,7 +20,6 @@ from prefopt.online import generation_settings
 from prefopt.pipeline.plan import RESULTS, EvaluateConfig, Pipeline, Stage, about, makes_adapter, trains_rewards
 from prefopt.rollouts import GenerationSettings, make_reward
 from prefopt.rollouts.reward_model import is_reward_model
-from prefopt.trainer import check_assembly
 
 ROWS = 1000
 """Rows of a dataset whose layout is looked at."""

@@ -171,11 +171,10 @@ def trained(folder: Path, adapter: str | None) -> prefopt.Trainer:
 
 def scores_in_training(run: prefopt.Trainer, data: list[dict]) -> list[float]:
     """What the trainer's own batches give, chosen and rejected in turn."""
-    run.eval_dataset = run._prepare_data(data, run.policy, run.processing_class, run.args, "eval")
     scores = []
     run.model.eval()
     with torch.no_grad():
-        for batch in run.get_eval_dataloader():
+        for batch in run.get_eval_dataloader(data):
             pairs = run.scorer.container(run.model, batch)
             for chosen, rejected in zip(pairs.chosen.rewards, pairs.rejected.rewards, strict=True):
                 scores += [chosen.item(), rejected.item()]
@@ -211,7 +210,7 @@ def test_plain_transformers_and_peft_give_the_same_bits(adapter: str | None, tmp
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert not any(isinstance(module, RewardHead) for module in plain.modules())
     data = tiny.pairs(4, seed=2)
-    batch = run._prepare_data(data, run.policy, run.processing_class, run.args, "eval")
+    batch = run.get_eval_dataloader(data).dataset
     inputs = batch.collate(batch.examples)
     inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():

@@ -1,0 +1,122 @@
+"""What a trainer is put together from, checked before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from prefopt.catalogue import Algorithm
+from prefopt.console import say
+from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
+from prefopt.errors import UsageError
+from prefopt.models.adapters import is_adapter_model
+from prefopt.objective import Needs
+
+
+def check_assembly(algorithm: Algorithm, reference: Any, reward: Any, generation: Any) -> None:
+    """Refuse what an algorithm does not use, and what it cannot do without.
+
+    Raises:
+        UsageError: with what to leave out or to give.
+    """
+    name = algorithm.name
+    if reference is not None and not algorithm.needs_reference:
+        raise UsageError(f"{name} uses no reference model: leave reference= out.")
+    if algorithm.online and reward is None:
+        raise UsageError(f"{name} needs a reward: pass reward=, a function (or --reward FILE.py:NAME).")
+    if not algorithm.online and (reward is not None or generation is not None):
+        which = "reward" if reward is not None else "generation"
+        raise UsageError(f"{name} trains on a dataset and samples nothing: leave {which}= out.")
+    if reference is not None and algorithm.plan.renew_reference:
+        raise UsageError(f"{name} makes the policy its own reference, round by round: leave reference= out.")
+
+
+def check_batches(algorithm: Algorithm, needs: Needs, args: TrainingArguments) -> None:
+    """Refuse batch sizes with which a loss would degenerate in silence.
+
+    Args:
+        algorithm: what is trained.
+        needs: of the objective that is trained.
+        args: with batch sizes.
+
+    Raises:
+        UsageError: with the setting to change.
+    """
+    name = algorithm.name
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if "mismatched" in needs.observes and rows < 2:
+        raise UsageError(
+            f"{name} estimates its reference point from other examples of the step, and a step of 1 example has "
+            "none: set per_device_train_batch_size or gradient_accumulation_steps to 2 or more."
+        )
+    if needs.coupled:
+        if args.per_device_train_batch_size < 2:
+            raise UsageError(f"{name} compares examples of a batch: per_device_train_batch_size must be 2 or more.")
+        if args.gradient_accumulation_steps > 1:
+            raise UsageError(
+                f"{name} couples the examples of a batch, so accumulation would change the loss: set "
+                "gradient_accumulation_steps=1 and a larger per_device_train_batch_size."
+            )
+
+
+def prepare_data(
+    source: Any,
+    which: str,
+    *,
+    algorithm: Algorithm,
+    needs: Needs,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: DataSettings,
+    context: int | None,
+    seed: int,
+) -> TokenizedDataset | None:
+    """A dataset as the algorithm takes it, with what is worth knowing about it said.
+
+    Args:
+        source: whatever `prepare_dataset` takes, one that it made, or None.
+        which: what the dataset is called in lines, such as "train".
+        algorithm: what is trained.
+        needs: of the objective that is trained.
+        tokenizer: of the policy.
+        settings: how rows are read and encoded.
+        context: tokens that the model can read.
+        seed: of the partners of mismatched rows.
+    """
+    name, kind = algorithm.name, algorithm.data_kind
+    labels = () if algorithm.online else needs.labels
+    if isinstance(source, TokenizedDataset):
+        source.check(kind, labels, name)
+        return source
+    if source is None:
+        return None
+    dataset = prepare_dataset(
+        source,
+        kind,
+        tokenizer,
+        settings,
+        context=context,
+        mismatched="mismatched" in needs.observes,
+        seed=seed,
+        labels=labels,
+        reader=name,
+        singles=needs.singles,
+    )
+    for line in [*dataset.notes, *_unread(dataset, needs, name), *dataset.audit.lines()]:
+        say(f"{which} data: {line}")
+    return dataset
+
+
+def _unread(dataset: TokenizedDataset, needs: Needs, name: str) -> list[str]:
+    """A line about numbers that the data has and the objective does not look at."""
+    # The scores of a ranking give its order, which every ranked objective reads.
+    known = {"preference", "chosen_score", "rejected_score", "rated_margin"} & set(dataset.examples[0].labels)
+    unread = sorted(known - {*needs.labels, *needs.optional})
+    return [f"{name} does not use {', '.join(unread)} of this data"] if unread else []
+
+
+def brings_adapter(model: str | Path | nn.Module) -> bool:
+    """Whether this model, or the folder that it is loaded from, has an adapter of its own."""
+    if isinstance(model, (str, Path)):
+        return (Path(model) / "adapter_config.json").is_file()
+    return is_adapter_model(model)
