@@ -1,5 +1,6 @@
 """Objectives that train reward models: values, identities and optima, and numbers computed by published code."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ import prefopt
 from prefopt.batches import Completions, Pairs, Ranked
 from prefopt.errors import UsageError
 from prefopt.objectives import get_objective
+from prefopt.verify.optimum import minimise
 
 ENTRIES = json.loads((Path(__file__).parents[1] / "fixtures" / "author_code_reward.json").read_text())
 PAIRWISE = ("reward", "reward_margin")
@@ -33,23 +35,6 @@ def ranked(rewards, group, *, scores=None, ranks=None) -> Ranked:
         scores=None if scores is None else tensor(scores),
         ranks=None if ranks is None else torch.tensor(ranks),
     )
-
-
-def minimise(loss, start: Tensor) -> Tensor:
-    """The argument at which a smooth convex function of a few numbers is least."""
-    x = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [x], max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
-
-    def closure():
-        optimizer.zero_grad()
-        value = loss(x)
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    return x.detach()
 
 
 def logit(p: float) -> float:
@@ -232,18 +217,24 @@ def test_bradley_terry_preferences_give_the_reward_back_up_to_a_constant():
     torch.testing.assert_close(x - x.mean(), true - true.mean(), rtol=0, atol=1e-7)
 
 
-def test_picks_by_softmax_give_the_reward_back_up_to_a_constant():
+def rankings_of_three(rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Every ranking of three of the answers, best first, [n 3], and its Plackett–Luce probability."""
+    rankings = torch.tensor(list(itertools.permutations(range(len(rewards)), 3)))
+    own = rewards[rankings]
+    first, second = own[:, 0] - own.logsumexp(1), own[:, 1] - own[:, 1:].logsumexp(1)
+    return rankings, (first + second).exp()
+
+
+@pytest.mark.parametrize("name, rows", [("reward_kwise", 3), ("reward_best_of_k", 1)])
+def test_rankings_give_the_reward_back_up_to_a_constant(name, rows):
+    """Two answers of a Plackett–Luce ranking are ordered as Bradley–Terry says; its first is a softmax's pick."""
     true = tensor(TRUE)
-    odds = true.softmax(0)
+    rankings, weights = rankings_of_three(true)
+    group, ranks = torch.arange(len(rankings)).repeat_interleave(3).tolist(), [1, 2, 3] * len(rankings)
 
     def population(x):
-        losses = [
-            get_objective("reward_best_of_k")(
-                ranked(x, [0] * 4, ranks=[1 if i == best else 2 for i in range(4)])
-            ).mean()
-            for best in range(4)
-        ]
-        return (odds * torch.stack(losses)).sum()
+        (term,) = get_objective(name)(ranked(x[rankings.flatten()], group, ranks=ranks)).terms.values()
+        return (weights.repeat_interleave(rows) * term.values).sum()
 
     x = minimise(population, torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(x - x.mean(), true - true.mean(), rtol=0, atol=1e-7)
@@ -256,6 +247,23 @@ def test_regression_finds_the_mean_rating():
         return get_objective("reward_regression")(ranked(x.expand(4), [0, 1, 2, 3], scores=ratings)).mean()
 
     assert minimise(population, tensor([0.0])).item() == pytest.approx(3.5, abs=1e-9)
+
+
+def test_regression_on_differences_is_least_squares():
+    """Every pair of answers is rated twice, by people who disagree."""
+    first, second = torch.tensor(list(itertools.permutations(range(4), 2))).T
+    random = torch.Generator().manual_seed(4)
+    ratings = torch.randn(len(first), 2, generator=random, dtype=torch.float64)
+    objective = get_objective("reward_regression", target="difference")
+    rows, group = torch.stack([first, second], 1).flatten(), torch.arange(len(first)).repeat_interleave(2).tolist()
+    x = minimise(
+        lambda x: objective(ranked(x[rows], group, scores=ratings.flatten().tolist())).mean(),
+        torch.zeros(4, dtype=torch.float64),
+    )
+    # Row i of the normal equations: 2·(4 x_i − Σ x) = Σ of the differences that i is in.
+    gaps = ratings[:, 0] - ratings[:, 1]
+    own = torch.zeros(4, dtype=torch.float64).index_add(0, first, gaps).index_add(0, second, -gaps) / 8
+    torch.testing.assert_close(x - x.mean(), own - own.mean(), rtol=0, atol=1e-9)
 
 
 # What they need, and with what they go together.
