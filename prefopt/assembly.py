@@ -12,6 +12,7 @@ from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
 from prefopt.errors import UsageError
 from prefopt.models.adapters import is_adapter_model
 from prefopt.objective import Needs
+from prefopt.rollouts import GenerationSettings
 
 
 def check_assembly(algorithm: Algorithm, reference: Any, reward: Any, generation: Any) -> None:
@@ -30,6 +31,14 @@ def check_assembly(algorithm: Algorithm, reference: Any, reward: Any, generation
         raise UsageError(f"{name} trains on a dataset and samples nothing: leave {which}= out.")
     if reference is not None and algorithm.plan.renew_reference:
         raise UsageError(f"{name} makes the policy its own reference, round by round: leave reference= out.")
+    if algorithm.online and (least := algorithm.source.compares) > 1:
+        n = generation.n if isinstance(generation, GenerationSettings) else (generation or {}).get("n")
+        # Any other value of n is judged where all settings of the sampling are.
+        if isinstance(n, int) and 1 <= n < least:
+            raise UsageError(
+                f"{name} compares completions of the same prompt, and learns nothing from {n}: set n of generation "
+                f"(--n) to {least} or more."
+            )
 
 
 def check_batches(algorithm: Algorithm, needs: Needs, args: TrainingArguments) -> None:

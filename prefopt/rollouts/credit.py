@@ -27,6 +27,7 @@ class Credit:
 
     batch: ClassVar[type[Batch]] = Rollouts
     samplers: ClassVar[tuple[str, ...]] = (POLICY,)
+    compares: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -116,6 +117,8 @@ class Plain(Shaped):
 class LeaveOneOut(Shaped):
     """RLOO (Ahmadian et al. 2024, arXiv 2402.14740): the reward, with the KL in it, minus the mean of the others'."""
 
+    compares: ClassVar[int] = 2
+
     def advantages(self, rollout: Rollout) -> Tensor:
         return leave_one_out(self.shaped(rollout), rollout.group)
 
@@ -130,6 +133,10 @@ class BatchNormalised(Shaped):
 
     baseline: str = parameter("none", "what is taken off the rewards first", choices=("none", "group"))
 
+    @property
+    def compares(self) -> int:
+        return 2 if self.baseline == "group" else 1
+
     def advantages(self, rollout: Rollout) -> Tensor:
         rewards, mask = rollout.rewards, rollout.mask
         if self.baseline == "group":
@@ -141,6 +148,8 @@ class BatchNormalised(Shaped):
 @dataclass(frozen=True, kw_only=True)
 class GroupRelative(Credit):
     """GRPO (Shao et al. 2024, arXiv 2402.03300): (r − mean)/(std + ε) inside the group of a prompt."""
+
+    compares: ClassVar[int] = 2
 
     scale: str = parameter("sample", "standard deviation to divide by", choices=("sample", "population", "none"))
     eps: float = parameter(1e-6, "added to the standard deviation", above=0)

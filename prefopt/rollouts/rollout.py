@@ -97,11 +97,15 @@ class Source(Protocol):
         batch: the container that the examples go into.
         samplers: who samples: ``"policy"``, ``"reference"``, or the ``"mixture"`` of both. Each gives an equal share of
             the completions of a prompt.
+        compares: how many completions of a prompt it compares at the least; 1 where each is judged by itself.
         needs: per-token values that it reads: ``"old_logps"``, ``"ref_logps"``, ``"values"``.
     """
 
     batch: ClassVar[type[Batch]]
     samplers: ClassVar[tuple[str, ...]]
+
+    @property
+    def compares(self) -> int: ...
 
     @property
     def needs(self) -> frozenset[str]: ...

@@ -18,6 +18,7 @@ class Selection:
 
     batch: ClassVar[type[Batch]] = Pairs
     samplers: ClassVar[tuple[str, ...]] = (POLICY,)
+    compares: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
@@ -73,6 +74,8 @@ class BestAndWorst(Selection):
     A group whose rewards are all equal says nothing, and another prompt takes its place.
     """
 
+    compares: ClassVar[int] = 2
+
     def of_group(self, group: Group) -> list[TokenizedExample]:
         order = sorted(range(len(group.samples)), key=lambda i: -group.rewards[i])
         return _pair(group, order[0], order[-1])
@@ -106,6 +109,7 @@ class StatisticalRejection(Selection):
     """
 
     samplers: ClassVar[tuple[str, ...]] = (REFERENCE,)
+    compares: ClassVar[int] = 2
 
     temperature: float = parameter(0.5, "β of the acceptance: 0.5 prefers good completions, ∞ takes any", above=0)
     accept: int = parameter(4, "completions accepted per prompt; pairs are half as many", at_least=2)

@@ -1,5 +1,6 @@
 """Which completions are learned from: selections at their limits, laws of rejection sampling, the KL in the reward."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -10,7 +11,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import prefopt
+from prefopt.assembly import check_assembly
+from prefopt.catalogue.online import online_algorithms
 from prefopt.data import TokenizedExample
+from prefopt.errors import UsageError
 from prefopt.rollouts import (
     AboveThreshold,
     BestAndWorst,
@@ -303,3 +307,29 @@ def nash_md(model: torch.nn.Module) -> prefopt.Trainer:
         reward=lambda prompts, completions: [0.0] * len(completions),
         args={"use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "report_to": "none"},
     )
+
+
+# ---- one completion ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(online_algorithms()))
+def test_what_compares_completions_is_not_given_one_alone(name: str) -> None:
+    algorithm = prefopt.get_algorithm(name, **({"objective": "dpo"} if name == "online" else {}))
+    check = lambda n: check_assembly(algorithm, None, "r", {"n": n})  # noqa: E731
+    check(2)
+    if algorithm.source.compares == 1:
+        check(1)
+        return
+    with pytest.raises(UsageError, match=f"{name} compares completions of the same prompt.*--n.* to 2 or more"):
+        check(1)
+    with pytest.raises(UsageError, match="compares"):
+        check_assembly(algorithm, None, "r", GenerationSettings(n=1))
+    # That there is nothing to learn is so, whatever the reward.
+    source = dataclasses.replace(algorithm.source, **({"kl_coef": 0.0} if hasattr(algorithm.source, "kl_coef") else {}))
+    examples = source(Rollout([group([0.7], old_logps=[[-1.0]])], 8))
+    assert all((example.labels["advantages"] == 0).all() for example in examples)
+
+
+def test_one_completion_alone_is_of_use_with_a_baseline_of_the_batch_only() -> None:
+    assert prefopt.get_algorithm("reinforce_pp").source.compares == 1
+    assert prefopt.get_algorithm("reinforce_pp", baseline="group").source.compares == 2
