@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefopt.errors import UsageError, did_you_mean
+from prefopt.errors import UsageError, did_you_mean, nearest
 
 
 class _Loader(yaml.SafeLoader):
@@ -111,10 +111,7 @@ def build_config(kind: type[Config], values: dict[str, Any]) -> Config:
     Raises:
         UsageError: naming the key and what is wrong with it.
     """
-    for key in values:
-        if key not in kind.model_fields:
-            near = did_you_mean(str(key), kind.model_fields)
-            raise UsageError(f"config: there is no section {key!r}.{near} It has {', '.join(kind.model_fields)}.")
+    check_sections(kind, values)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -123,6 +120,34 @@ def build_config(kind: type[Config], values: dict[str, Any]) -> Config:
         if first["type"] == "missing":
             raise UsageError(f"{where} is missing: give --{where}, or {where}: in the config file.") from None
         raise UsageError(f"config: {where}={first['input']!r}: {first['msg'].lower()}.") from None
+
+
+def check_sections(kind: type[BaseModel], values: dict[str, Any], where: str = "config") -> None:
+    """Refuse what is no section.
+
+    Args:
+        kind: of the config.
+        values: its sections.
+        where: they come from, for messages.
+
+    Raises:
+        UsageError: naming the key, and the nearest section or the nearest field of a section.
+    """
+    for key in values:
+        if key not in kind.model_fields:
+            near = did_you_mean(str(key), kind.model_fields) or _belongs(str(key), values)
+            raise UsageError(f"{where}: there is no section {key!r}.{near} It has {', '.join(kind.model_fields)}.")
+
+
+def _belongs(key: str, values: dict[str, Any]) -> str:
+    """The section that has a field of nearly this name, as part of a message; empty where none has."""
+    if not isinstance(values.get("algorithm"), str):
+        return ""
+    for section, known in flag_sections(values["algorithm"]).items():
+        near = nearest(key, known)
+        if near:
+            return f" Did you mean {near!r} in section {section!r}?"
+    return ""
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from prefopt.config import RunConfig, assign, assign_flag, read_yaml
+from prefopt.config import RunConfig, assign, assign_flag, check_sections, read_yaml
 from prefopt.errors import UsageError
 from prefopt.runs import train
 
@@ -25,6 +25,7 @@ def assemble(
         UsageError: an unknown flag or key, a flag without its value, or something that is missing.
     """
     values = read_yaml(config_file) if config_file else {}
+    check_sections(RunConfig, values, config_file or "")
     values |= {key: value for key, value in given.items() if value is not None}
     if isinstance(values.get("data"), str):
         values["data"] = {"train": values["data"]}

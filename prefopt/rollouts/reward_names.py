@@ -67,7 +67,10 @@ def _function(text: str) -> RewardFunction:
         name = function.__name__
         raise UsageError(f"reward {text!r} is a class: name an object of it, made in that file with {name}(...).")
     if not (callable(function) or isinstance(function, Detailed)):
-        raise UsageError(f"reward {text!r} is a {type(function).__name__}, not a function.")
+        raise UsageError(
+            f"reward {text!r} must be a function f(prompts, completions) that returns a list of numbers, and its type "
+            f"is {type(function).__name__}."
+        )
     return function
 
 

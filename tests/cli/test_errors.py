@@ -25,7 +25,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "column.json").write_text(json.dumps([{"prompt": "a", "choosen": "b", "rejected": "c"}]))
     (folder / "broken.json").write_text('[{"prompt": "a", ')
     (folder / "broken.py").write_text("def f(:\n")
-    (folder / "reward.py").write_text("def short(prompts, completions):\n    return [1.0]\n")
+    (folder / "reward.py").write_text("number = 3\ndef short(prompts, completions):\n    return [1.0]\n")
+    (folder / "field.yaml").write_text("algorithm: dpo\nlerning_rate: 1\n")
+    (folder / "section.yaml").write_text("algorithm: dpo\nadaptr: lora\n")
     return folder
 
 
@@ -50,6 +52,14 @@ CASES = {
     "no such reward": (
         ["train", "rejection_sampling", "--reward", "{w}/reward.py:long"],
         "reward.py has no 'long'",
+    ),
+    "reward that is no function": (
+        ["train", "rejection_sampling", "--reward", "{w}/reward.py:number"],
+        "reward.py:number' must be a function f(prompts, completions) that returns a list of numbers, and its type is",
+    ),
+    "nothing to compare a completion with": (
+        ["train", "grpo", "--reward", "{w}/reward.py:short", "--n", "1"],
+        "grpo compares completions of the same prompt, and learns nothing from 1: set n of generation (--n) to 2",
     ),
     "reward that does not compile": (
         ["train", "rejection_sampling", "--reward", "{w}/broken.py:f"],
@@ -76,6 +86,14 @@ CASES = {
         "set per_device_train_batch_size or gradient_accumulation_steps to 2 or more",
     ),
     "no such config": (["train", "--config", "{w}/run.yaml"], "run.yaml does not exist"),
+    "a field in the place of a section": (
+        ["train", "--config", "{w}/field.yaml"],
+        "field.yaml: there is no section 'lerning_rate'. Did you mean 'learning_rate' in section 'args'?",
+    ),
+    "a misspelt section of a file": (
+        ["train", "--config", "{w}/section.yaml"],
+        "section.yaml: there is no section 'adaptr'. Did you mean 'adapter'?",
+    ),
     "explain something unknown": (["explain", "simpoo"], "Did you mean 'simpo'"),
     "export of no adapter": (["export", "{w}/model", "--out", "{w}/merged"], "holds no adapter"),
 }

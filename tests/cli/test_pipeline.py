@@ -341,11 +341,20 @@ def test_check_starts_nothing(world: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 WRONG = {
     "an unknown algorithm": ("ppo.algorithm=pppo", "stage ppo: there is no algorithm 'pppo'. Did you mean 'ppo'?"),
-    "an unknown hyperparameter": ("ppo.hyperparameters.pases=2", "stage ppo: "),
-    "a hyperparameter out of bounds": ("ppo.hyperparameters.passes=0", "stage ppo: "),
+    "an unknown hyperparameter": (
+        "ppo.hyperparameters.pases=2",
+        "stage ppo: ppo has no hyperparameter 'pases'. Did you mean 'passes'?",
+    ),
+    "a hyperparameter out of bounds": (
+        "ppo.hyperparameters.passes=0",
+        "stage ppo: plan: passes=0 is out of range: it must be >= 1",
+    ),
     "an unknown section": ("ppo.rewrd=x", "stage ppo: config: there is no section 'rewrd'. Did you mean 'reward'?"),
     "an unknown argument": ("ppo.args.learning_rat=1", "stage ppo: args has no field 'learning_rat'. Did you mean"),
-    "an impossible argument": ("ppo.args.save_strategy=sometimes", "stage ppo: args: "),
+    "an impossible argument": (
+        "ppo.args.save_strategy=sometimes",
+        "stage ppo: args: 'sometimes' is not a valid IntervalStrategy",
+    ),
     "an unknown stage": ("ppo.model=stage:sftt", "stage ppo reads stage:sftt, and there is no stage 'sftt'. Did you"),
     "a later stage": ("reward.model=stage:ppo", "stage reward reads stage:ppo, which does not run before it"),
     "itself": ("ppo.reference=stage:ppo", "stage ppo reads stage:ppo, which does not run before it"),

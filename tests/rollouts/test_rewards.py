@@ -127,7 +127,10 @@ WRONG = {
     "an address": ("http://localhost/v1", "write {judge: http://localhost/v1, model: NAME}"),
     "no such name": ("mine.py:too", "mine.py has no 'too'. Did you mean 'two'?"),
     "a file without a name": ("mine.py", "not of the form FILE.py:NAME"),
-    "no function": ("mine.py:number", "is a int, not a function"),
+    "no function": (
+        "mine.py:number",
+        "must be a function f(prompts, completions) that returns a list of numbers, and its type is int",
+    ),
     "a class in a file": ("mine.py:Three", "is a class"),
     "a class": (LengthPenalty, "is the class LengthPenalty"),
     "nothing": ([], "empty list"),
