@@ -1,7 +1,8 @@
 """The vocabulary head of a causal language model: which rows it sees, and what the model does with its output."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -68,21 +69,75 @@ def called_with(
     return logits, seen[0] if seen else None
 
 
-def after_head(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What models are known to do with the output of their head: scale it, or cap it softly."""
+@dataclass(frozen=True)
+class AfterHead:
+    """What models are known to do with the output of their head: scale it, or cap it softly.
+
+    Attributes:
+        scale: the output is multiplied by it.
+        divisor: then divided by it.
+        cap: c of c · tanh(x / c).
+    """
+
+    scale: float | None = None
+    divisor: float | None = None
+    cap: float | None = None
+
+    def __call__(self, logits: Float[Tensor, " *n v"]) -> Float[Tensor, " *n v"]:
+        """Operation by operation as models do it, so that the numbers are the same to the last bit."""
+        if self.scale is not None:
+            logits = logits * self.scale
+        if self.divisor is not None:
+            logits = logits / self.divisor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    @property
+    def factor(self) -> float:
+        """All that the output is multiplied by before the cap."""
+        return (1.0 if self.scale is None else self.scale) / (1.0 if self.divisor is None else self.divisor)
+
+
+def after_head(model: nn.Module) -> AfterHead:
+    """What a model's config says that it does with the output of its head."""
     config = model.config.get_text_config()
-    scale, divisor, cap = (
-        getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
-    )
+    names = "logit_scale", "logits_scaling", "final_logit_softcapping"
+    return AfterHead(*(getattr(config, name, None) for name in names))
 
-    def after(logits: Tensor) -> Tensor:
-        if scale is not None:
-            logits = logits * scale
-        if divisor is not None:
-            logits = logits / divisor
-        return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    return after
+class LinearHead(NamedTuple):
+    """A vocabulary head that is a matrix and no more.
+
+    Attributes:
+        weight: its weight.
+        bias: its bias, if it has one.
+        dtype: of its products, as the model makes them.
+        after: what the model does with them.
+    """
+
+    weight: Float[Tensor, " v h"]
+    bias: Float[Tensor, " v"] | None
+    dtype: torch.dtype
+    after: AfterHead
+
+
+def is_linear(module: nn.Module | None) -> bool:
+    """Whether a module is a matrix and no more: no adapter, quantisation, sharding or hook."""
+    # accelerate's hooks replace `forward` on the instance; quantized and sharded weights are subclasses of Tensor.
+    if type(module) is not nn.Linear or "forward" in vars(module):
+        return False
+    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    parameters = [one for one in (module.weight, module.bias) if one is not None]
+    return not any(hooks) and all(type(one) in (Tensor, nn.Parameter) for one in parameters)
+
+
+def linear_head(seen: Seen, after: AfterHead) -> LinearHead | None:
+    """The head as a matrix; None where its module is more than that."""
+    if not is_linear(seen.module):
+        return None
+    weight, bias = seen.module.weight, seen.module.bias
+    _, dtype, enabled = seen.autocast
+    # Mixed precision leaves float64 alone.
+    return LinearHead(weight, bias, dtype if enabled and weight.dtype != torch.float64 else weight.dtype, after)
 
 
 def logits_equal(one: Tensor, other: Tensor) -> bool:

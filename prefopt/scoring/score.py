@@ -1,7 +1,7 @@
 """One forward pass of a causal language model, of which only the completion positions reach the vocabulary head.
 
-Where their logits would be too many, the hidden states are kept instead and go through the head in chunks, once more in
-the backward pass.
+Where their logits would be too many, the hidden states are kept instead. They go through the head in tiles where it is
+a plain linear map (see `tiles`), and through its module in chunks of rows, once more in the backward pass, where not.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,16 +9,25 @@ from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prefopt.errors import ModelError
-from prefopt.scoring.head import after_head, called_with, logits_equal, vocabulary_of
+from prefopt.scoring import tiles
+from prefopt.scoring.head import (
+    LinearHead,
+    after_head,
+    called_with,
+    is_linear,
+    linear_head,
+    logits_equal,
+    vocabulary_of,
+)
 from prefopt.scoring.layout import Layout
 
 CHUNK = 2**25
-"""Logits that are held at once, in numbers: 128 MiB in float32."""
+"""Logits that are held at once, in numbers, where the head is more than a matrix: 128 MiB in float32."""
 
 # Heads whose models do something else with their output, so that only their own forward can.
 _OTHERS: WeakSet[nn.Module] = WeakSet()
@@ -30,14 +39,16 @@ class Rows(NamedTuple):
     Attributes:
         values: the logits themselves, or the hidden states before the head.
         to_logits: from some of these rows to their logits, in float32 or the model's dtype if that is wider.
-        size: how many rows to take at once.
+        size: how many rows to take at once where ``to_logits`` is called.
         hidden: the hidden states before the head; None where the head was not called as a module.
+        head: the head as a matrix, where ``values`` are hidden states and it is no more than that.
     """
 
     values: Float[Tensor, " k d"]
     to_logits: Callable[[Float[Tensor, " c d"]], Float[Tensor, " c v"]]
     size: int
     hidden: Float[Tensor, " k h"] | None = None
+    head: LinearHead | None = None
 
     def whole(self) -> "Rows":
         """The same with the logits made now, for a head that will not stay as it is."""
@@ -61,10 +72,10 @@ def score(
             through its own ``forward``, so that wrappers, adapters, softcaps and logit scales do what they do.
         batch: ``input_ids`` and ``attention_mask``, [R, T], padded on the right.
         layout: the completion tokens of that batch.
-        statistics: further per-token values: ``"log_sum_p2"``, log Σ_v π(v)², without gradient; ``"kl"``,
-            KL(π_ref ‖ π) over the vocabulary, with gradient.
+        statistics: further per-token values: ``"entropy"``, −Σ_v π(v) log π(v), and ``"log_sum_p2"``, log Σ_v π(v)²,
+            without gradient; ``"kl"``, KL(π_ref ‖ π) over the vocabulary, with gradient.
         reference: from `rows_of` at the same positions; needed for ``"kl"``.
-        temperature: the logits are divided by it: log-probabilities are those of sampling at this temperature.
+        temperature: all logits are divided by it: log-probabilities are those of sampling at this temperature.
         value_head: a critic on the model's own hidden states.
 
     Returns:
@@ -72,22 +83,44 @@ def score(
         with a ``value_head``, ``values``, what it says before each token.
     """
     rows = rows_of(model, batch, layout)
-
-    def measure(values: Tensor, target: Tensor, reference_values: Tensor | None) -> dict[str, Tensor]:
-        reference_logits = None if reference is None else reference.to_logits(reference_values)
-        logits = rows.to_logits(values)
-        return _measure(logits if temperature == 1 else logits / temperature, target, statistics, reference_logits)
-
-    parts = []
-    for start in range(0, max(len(layout.target), 1), rows.size):
-        part = slice(start, start + rows.size)
-        given = rows.values[part], layout.target[part], None if reference is None else reference.values[part]
-        again = torch.is_grad_enabled() and len(layout.target) > rows.size
-        parts.append(checkpoint(measure, *given, use_reentrant=False) if again else measure(*given))
-    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    values = values_of(rows, layout.target, statistics=statistics, reference=reference, temperature=temperature)
     if value_head is not None:
         values["values"] = _valued(rows.hidden, value_head)
     return values
+
+
+def values_of(
+    rows: Rows,
+    target: Int[Tensor, " k"],
+    *,
+    statistics: frozenset[str] = frozenset(),
+    reference: Rows | None = None,
+    temperature: float = 1.0,
+) -> dict[str, Float[Tensor, " k"]]:
+    """Log-probabilities and statistics of tokens, from what their logits are made from.
+
+    Args:
+        rows: from `rows_of`.
+        target: the tokens.
+        statistics: as in `score`, and so are ``reference`` and ``temperature``.
+    """
+    heads = [rows] if reference is None else [rows, reference]
+    if all(one.head is not None for one in heads):
+        through = [tiles.Through(one.values, one.head) for one in heads]
+        other = through[1] if reference is not None else None
+        return tiles.tile_values(through[0], target, statistics=statistics, reference=other, temperature=temperature)
+
+    def measure(values: Tensor, target: Tensor, reference_values: Tensor | None) -> dict[str, Tensor]:
+        logits = [rows.to_logits(values)] + ([] if reference is None else [reference.to_logits(reference_values)])
+        return _measure(target, statistics, *(logits if temperature == 1 else [one / temperature for one in logits]))
+
+    parts = []
+    for start in range(0, max(len(target), 1), rows.size):
+        part = slice(start, start + rows.size)
+        given = rows.values[part], target[part], None if reference is None else reference.values[part]
+        again = torch.is_grad_enabled() and len(target) > rows.size
+        parts.append(checkpoint(measure, *given, use_reentrant=False) if again else measure(*given))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def score_values(
@@ -118,16 +151,18 @@ def rows_of(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Ro
     """The completion positions of a batch after one forward pass: their logits, or, of many, their hidden states."""
     inner = getattr(model, "module", model)
     head = inner.get_output_embeddings()
-    size = max(1, CHUNK // vocabulary_of(inner))
+    vocabulary = vocabulary_of(inner)
+    size, most = max(1, CHUNK // vocabulary), tiles.TILE if is_linear(head) else CHUNK
     index, inputs = layout.predictor, {key: batch[key] for key in ("input_ids", "attention_mask")}
-    if len(index) > size and head not in _OTHERS:
+    if len(index) > max(1, most // vocabulary) and head not in _OTHERS:
         # The model's own forward goes on with one row: what it does after its head must be what is done here.
         logits, seen = called_with(model, head, inputs, index, index[:1])
         if seen is None:
             return Rows(_select(logits, index), _widen, size)
         after = after_head(inner)
         if logits_equal(after(seen.output), logits):
-            return Rows(seen.hidden, lambda hidden: _widen(after(seen.head(hidden))), size, seen.hidden)
+            head = linear_head(seen, after)
+            return Rows(seen.hidden, lambda hidden: _widen(after(seen.head(hidden))), size, seen.hidden, head)
         _OTHERS.add(head)
     logits, seen = called_with(model, head, inputs, index, index)
     if seen is None:
@@ -136,10 +171,14 @@ def rows_of(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Ro
 
 
 def _measure(
-    logits: Float[Tensor, " c v"], target: Tensor, statistics: frozenset[str], reference_logits: Tensor | None
+    target: Tensor, statistics: frozenset[str], logits: Float[Tensor, " c v"], reference_logits: Tensor | None = None
 ) -> dict[str, Float[Tensor, " c"]]:
     normaliser = logits.logsumexp(dim=-1)
     values = {"logps": logits.gather(-1, target[:, None]).squeeze(-1) - normaliser}
+    if "entropy" in statistics:
+        with torch.no_grad():
+            logps = logits.log_softmax(dim=-1)
+            values["entropy"] = -(logps.exp() * logps).sum(dim=-1)
     if "log_sum_p2" in statistics:
         with torch.no_grad():
             values["log_sum_p2"] = (2 * logits).logsumexp(dim=-1) - 2 * normaliser

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from prefopt.models import make_reference
 from prefopt.models.load import ModelSettings
 from prefopt.objectives import get_objective
-from prefopt.scoring import Layout, rows_of, score
+from prefopt.scoring import Layout, rows_of, score, tiles
 from prefopt.steps import StepScorer
 
 # The package exports a function of the same name.
@@ -101,6 +101,7 @@ def gradients(model: nn.Module, values: dict[str, torch.Tensor]) -> list[torch.T
 
 def in_chunks(monkeypatch: pytest.MonkeyPatch, model: nn.Module, rows: int) -> None:
     monkeypatch.setattr(scoring, "CHUNK", rows * model.config.vocab_size)
+    monkeypatch.setattr(tiles, "TILE", rows * model.config.vocab_size)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,6 +14,8 @@ import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
 from helpers import losses, trainer  # noqa: E402
 
+from prefopt.scoring import tiles  # noqa: E402
+
 ALGORITHMS = ("dpo", "kto", "orpo", "bco", "dpo_pl", "tdpo2")
 
 
@@ -24,7 +26,7 @@ def main(out: str) -> None:
     for name in ALGORITHMS:
         if name == "tdpo2":
             # Its head works through a few rows at a time, outside of the wrapper's forward.
-            sys.modules["prefopt.scoring.score"].CHUNK = 5 * 30
+            tiles.TILE = 5 * 30
         run = trainer(
             name,
             # 13 pairs at 8 a step: the last step of an epoch is short, and for labelled rows uneven over ranks.
