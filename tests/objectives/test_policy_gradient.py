@@ -4,12 +4,10 @@ Where published code departs from the catalogue (verl's dual clip, its cut of k3
 test writes the difference down.
 """
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from mpmath import exp, mp, mpf
+from published import of_rollouts, tensor
 
 from prefopt.batches import Completions, Rollouts, TokenLogps
 from prefopt.errors import UsageError
@@ -17,19 +15,8 @@ from prefopt.objectives import get_objective
 from prefopt.policy_gradient import bounded_exp, kl_estimate
 from prefopt.rollouts.advantages import gae, whiten
 
-ENTRIES = json.loads((Path(__file__).parents[1] / "fixtures" / "author_code_rollouts.json").read_text())
 NAN = float("nan")
 CLIPPED = ("ppo", "grpo", "dr_grpo", "dapo")
-
-
-def find(loss, variant, repo=""):
-    found = [e for e in ENTRIES if e["loss"] == loss and e["variant"] == variant and repo in e["repo"]]
-    assert found
-    return found
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def assert_close(found, expected, tolerance=1e-7):
@@ -89,7 +76,7 @@ def objective_of(entry, name):
 
 @pytest.mark.parametrize("name, i", [(name, i) for name in VARIANTS for i in range(12)])
 def test_policy_losses_of_verl(name, i):
-    entry = find(name, VARIANTS[name])[i]
+    entry = of_rollouts(name, VARIANTS[name])[i]
     case, objective = Published(entry), objective_of(entry, name)
     batch = rollouts(case.leaf, case.mask, old_logps=case.column("old_log_prob"), advantages=case.column("advantages"))
     if entry["agrees"]:
@@ -104,7 +91,7 @@ def test_policy_losses_of_verl(name, i):
     return case.check(divided.get(name, total.sum() / length.sum()))
 
 
-@pytest.mark.parametrize("entry", find("ppo", "clipped value loss, token mean"))
+@pytest.mark.parametrize("entry", of_rollouts("ppo", "clipped value loss, token mean"))
 def test_the_value_loss_of_verl(entry):
     case = Published(entry, "values")
     objective = get_objective("value", epsilon_value=entry["hyperparameters"]["eps_value"])
@@ -113,7 +100,7 @@ def test_the_value_loss_of_verl(entry):
     case.check(loss, "grad_values")
 
 
-@pytest.mark.parametrize("entry", find("ppo", "whole minibatch loss (GAE, whitening, policy, value)"))
+@pytest.mark.parametrize("entry", of_rollouts("ppo", "whole minibatch loss (GAE, whitening, policy, value)"))
 def test_the_whole_minibatch_loss_of_openai(entry):
     h, case = entry["hyperparameters"], Published(entry)
     rewards = case.column("rewards")
@@ -141,7 +128,7 @@ def test_the_whole_minibatch_loss_of_openai(entry):
     assert_close(found, outputs["grad_values"], near)
 
 
-@pytest.mark.parametrize("entry", find("grpo", "loss, ratio against the reference, token mean"))
+@pytest.mark.parametrize("entry", of_rollouts("grpo", "loss, ratio against the reference, token mean"))
 def test_grpo_of_halos_is_dapo_with_a_kl_whose_old_policy_is_the_reference(entry):
     h, case = entry["hyperparameters"], Published(entry)
     objective = get_objective("dapo", epsilon_low=h["eps_low"], epsilon_high=h["eps_high"], beta=h["beta"])
@@ -152,7 +139,7 @@ def test_grpo_of_halos_is_dapo_with_a_kl_whose_old_policy_is_the_reference(entry
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
 def test_kl_estimates_of_verl(kind):
-    (entry,) = find(f"kl_{kind}", "per token")
+    (entry,) = of_rollouts(f"kl_{kind}", "per token")
     logps = tensor(entry["inputs"]["log_prob"]).requires_grad_()
     found = kl_estimate(logps - tensor(entry["inputs"]["ref_log_prob"]), kind)
     (gradient,) = torch.autograd.grad(found.sum(), logps)

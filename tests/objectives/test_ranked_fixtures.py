@@ -3,12 +3,12 @@
 ``tests/fixtures/author_code_ranked.json`` says which code; where it departs from the paper, the test says how.
 """
 
-import json
 import math
-from pathlib import Path
 
+import published
 import pytest
 import torch
+from published import tensor
 from torch import Tensor
 
 from prefopt.batches import Completions, Pairs, Ranked, TokenLogps
@@ -16,17 +16,13 @@ from prefopt.objective import Objective
 from prefopt.objectives import get_objective
 from prefopt.objectives.sampo import sampled_log_ratio
 
-ENTRIES = json.loads((Path(__file__).parents[1] / "fixtures" / "author_code_ranked.json").read_text())
+ENTRIES = published.entries("ranked")
 
 
 def entries(loss, variant=""):
     found = [entry for entry in ENTRIES if entry["loss"] == loss and variant in entry["variant"]]
     assert found
     return found
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def close(found: Tensor, expected, entry):

@@ -1,12 +1,12 @@
 """Objectives that train reward models: values, identities and optima, and numbers computed by published code."""
 
 import itertools
-import json
 import math
-from pathlib import Path
 
+import published
 import pytest
 import torch
+from published import tensor
 from torch import Tensor
 
 import prefopt
@@ -15,13 +15,9 @@ from prefopt.errors import UsageError
 from prefopt.objectives import get_objective
 from prefopt.verify.optimum import minimise
 
-ENTRIES = json.loads((Path(__file__).parents[1] / "fixtures" / "author_code_reward.json").read_text())
+ENTRIES = published.entries("reward")
 PAIRWISE = ("reward", "reward_margin")
 RANKED = ("reward_kwise", "reward_best_of_k", "reward_regression")
-
-
-def tensor(values) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def pairs(chosen, rejected, **labels) -> Pairs:

@@ -1,29 +1,17 @@
 """Rewards to advantages: against scalar references row by row, published code, identities, and poisoned padding."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from mpmath import fsum, mp, mpf, sqrt
+from published import of_rollouts, tensor
 
 from prefopt.policy_gradient import kl_estimate
 from prefopt.rollouts.advantages import gae, leave_one_out, relative_to_group, reward_to_tokens, rewards_to_go, whiten
 
-ENTRIES = json.loads((Path(__file__).parents[1] / "fixtures" / "author_code_rollouts.json").read_text())
 NAN = float("nan")
 SEEDS = range(6)
-
-
-def find(loss, variant, repo=""):
-    found = [e for e in ENTRIES if e["loss"] == loss and e["variant"] == variant and repo in e["repo"]]
-    assert found
-    return found
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def assert_close(found, expected, tolerance=1e-12):
@@ -281,7 +269,7 @@ def sample(values):
     return whiten(values) * math.sqrt((len(values) - 1) / len(values))
 
 
-@pytest.mark.parametrize("entry", find("gae", "returns, and advantages whitened over unmasked tokens"))
+@pytest.mark.parametrize("entry", of_rollouts("gae", "returns, and advantages whitened over unmasked tokens"))
 def test_gae_of_verl(entry):
     inputs, outputs, h = entry["inputs"], entry["outputs"], entry["hyperparameters"]
     mask = tensor(inputs["mask"]) > 0
@@ -294,13 +282,13 @@ def test_gae_of_verl(entry):
 @pytest.mark.parametrize("repo", ["verl", "understand-r1-zero"])
 @pytest.mark.parametrize("name, scale", [("grpo", "sample"), ("dr_grpo", "none")])
 def test_group_advantages_of_verl_and_of_the_authors_of_dr_grpo(name, scale, repo):
-    for entry in find(name, "advantage", repo):
+    for entry in of_rollouts(name, "advantage", repo):
         inputs, eps = entry["inputs"], entry["hyperparameters"].get("eps", 0.0)
         found = relative_to_group(tensor(inputs["rewards"]), torch.tensor(inputs["group"]), scale=scale, eps=eps)
         assert_close(found, entry["outputs"]["advantage"], 1e-9)
 
 
-@pytest.mark.parametrize("entry", find("rloo", "advantage"))
+@pytest.mark.parametrize("entry", of_rollouts("rloo", "advantage"))
 def test_rloo_of_verl(entry):
     rewards, group = tensor(entry["inputs"]["rewards"]), torch.tensor(entry["inputs"]["group"])
     alone = (group[:, None] == group).sum(1) == 1
@@ -308,7 +296,7 @@ def test_rloo_of_verl(entry):
     assert_close(leave_one_out(rewards, group), expected, 1e-9)
 
 
-@pytest.mark.parametrize("entry", find("reinforce_pp", "advantage"))
+@pytest.mark.parametrize("entry", of_rollouts("reinforce_pp", "advantage"))
 def test_reinforce_pp_of_verl(entry):
     mask, rewards = tensor(entry["inputs"]["mask"]) > 0, tensor(entry["inputs"]["token_rewards"])
     rewards, gamma = rewards.masked_fill(~mask, NAN), entry["hyperparameters"]["gamma"]
@@ -319,7 +307,7 @@ def test_reinforce_pp_of_verl(entry):
     assert_close(sample(returns[mask]), tensor(entry["outputs"]["advantages"])[mask], PUBLISHED)
 
 
-@pytest.mark.parametrize("entry", find("reinforce_pp", "baseline variant advantage"))
+@pytest.mark.parametrize("entry", of_rollouts("reinforce_pp", "baseline variant advantage"))
 def test_reinforce_pp_with_a_baseline_of_verl(entry):
     inputs, mask = entry["inputs"], tensor(entry["inputs"]["mask"]) > 0
     centred = relative_to_group(tensor(inputs["rewards"]), torch.tensor(inputs["group"]), scale="none")

@@ -1,18 +1,18 @@
 """DPO, IPO, SimPO, KTO and ORPO against numbers computed by published code (`tests/fixtures/author_code_core.json`,
 where each entry names repository, commit, file and function)."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
+import published
 import pytest
 import torch
+from published import tensor
 from torch import Tensor
 
 from prefopt import get_objective
 from prefopt.batches import Completions, Labelled, Pairs, TokenLogps
 
-ENTRIES = json.loads((Path(__file__).parents[1] / "fixtures" / "author_code_core.json").read_text())
+ENTRIES = published.entries("core")
 
 
 def entries(loss: str, *variants: str) -> Callable:
@@ -20,10 +20,6 @@ def entries(loss: str, *variants: str) -> Callable:
     assert found
     names = [f"{entry['loss']}-{entry['variant']}-{i}" for i, entry in enumerate(found)]
     return pytest.mark.parametrize("entry", found, ids=names)
-
-
-def tensor(values: list) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def side(entry: dict, name: str) -> tuple[Completions, Tensor]:
