@@ -299,6 +299,6 @@ def _check_reads(stage: Stage, before: list[str], everyone: list[str]) -> None:
             raise UsageError(f"stage {stage.name} reads stage:{name}, which does not run before it: change the order.")
         near = did_you_mean(name, before)
         raise UsageError(
-            f"stage {stage.name} reads stage:{name}, and there is no stage {name!r}.{near} Before it run "
+            f"stage {stage.name} reads stage:{name}, and there is no stage {name!r}.{near} Those before it: "
             f"{', '.join(before) or 'none'}."
         )

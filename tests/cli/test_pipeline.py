@@ -353,7 +353,7 @@ WRONG = {
     "an unknown argument": ("ppo.args.learning_rat=1", "stage ppo: args has no field 'learning_rat'. Did you mean"),
     "an impossible argument": (
         "ppo.args.save_strategy=sometimes",
-        "stage ppo: args: 'sometimes' is not a valid IntervalStrategy",
+        "stage ppo: args: sometimes is not a valid SaveStrategy",
     ),
     "an unknown stage": ("ppo.model=stage:sftt", "stage ppo reads stage:sftt, and there is no stage 'sftt'. Did you"),
     "a later stage": ("reward.model=stage:ppo", "stage reward reads stage:ppo, which does not run before it"),

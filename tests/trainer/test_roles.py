@@ -227,15 +227,20 @@ def test_a_model_critic_is_trained_beside_a_full_policy() -> None:
     assert moved == start.keys() - {"lm_head.weight"}
 
 
+def train_and_save(name: str, base: Path, out: Path, adapter: str) -> str:
+    """One step of an algorithm on a base by path; the folder of its result."""
+    args = {"max_steps": 1, "learning_rate": 1e-2}
+    run = trainer(name, tiny.pairs(4), model=str(base), adapter=adapter, args=args)
+    run.train()
+    run.save_model(str(out))
+    return str(out)
+
+
 def test_the_saved_policy_is_the_policy_alone(tmp_path: Path) -> None:
     base = tiny.save(tmp_path / "base")
-    reward = trainer("reward", tiny.pairs(4), model=str(base), adapter="lora", args={"max_steps": 1})
-    reward.train()
-    reward.save_model(str(tmp_path / "rm"))
-    sft = trainer("sft", tiny.pairs(4), model=str(base), adapter="lora", args={"max_steps": 1, "learning_rate": 1e-2})
-    sft.train()
-    sft.save_model(str(tmp_path / "sft"))
-    run = online("ppo", model=str(tmp_path / "sft"), reward=str(tmp_path / "rm"), args={"max_steps": 2})
+    reward = train_and_save("reward", base, tmp_path / "rm", "lora")
+    sft = train_and_save("sft", base, tmp_path / "sft", "lora")
+    run = online("ppo", model=sft, reward=reward, args={"max_steps": 2})
     roles = {CRITIC_ADAPTER, REFERENCE_ADAPTER, REWARD_ADAPTER}
     assert set(run.policy.peft_config) == {"default", *roles}
     frozen = {k: v.clone() for k, v in run.policy.named_parameters() if REFERENCE_ADAPTER in k or REWARD_ADAPTER in k}
@@ -258,17 +263,12 @@ def bases() -> list[torch.nn.Module]:
 
 def test_four_roles_of_a_quantized_run_share_one_base(tmp_path: Path) -> None:
     base = tiny.save(tmp_path / "base")
-    reward = trainer("reward", tiny.pairs(4), model=str(base), adapter="qlora", args={"max_steps": 1})
-    reward.train()
-    reward.save_model(str(tmp_path / "rm"))
-    sft = trainer("sft", tiny.pairs(4), model=str(base), adapter="qlora", args={"max_steps": 1, "learning_rate": 1e-2})
-    sft.train()
-    sft.save_model(str(tmp_path / "sft"))
-    del reward, sft
+    reward = train_and_save("reward", base, tmp_path / "rm", "qlora")
+    sft = train_and_save("sft", base, tmp_path / "sft", "qlora")
     gc.collect()
     before = {id(one) for one in bases()}
-    arguments = {"adapter": "qlora", "reward": str(tmp_path / "rm"), "args": {"max_steps": 2, "learning_rate": 1e-2}}
-    run = online(prefopt.get_algorithm("ppo", passes=2), model=str(tmp_path / "sft"), **arguments)
+    arguments = {"adapter": "qlora", "reward": reward, "args": {"max_steps": 2, "learning_rate": 1e-2}}
+    run = online(prefopt.get_algorithm("ppo", passes=2), model=sft, **arguments)
     spy = Spy(run)
     run.train()
     gc.collect()
