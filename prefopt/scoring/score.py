@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prefopt.errors import ModelError
+from prefopt.errors import ModelError, UsageError
 from prefopt.scoring import tiles
 from prefopt.scoring.head import (
     LinearHead,
@@ -28,6 +28,8 @@ from prefopt.scoring.layout import Layout
 
 CHUNK = 2**25
 """Logits that are held at once, in numbers, where the head is more than a matrix: 128 MiB in float32."""
+
+STATISTICS = frozenset({"entropy", "kl", "log_sum_p2"})
 
 # Heads whose models do something else with their output, so that only their own forward can.
 _OTHERS: WeakSet[nn.Module] = WeakSet()
@@ -103,7 +105,14 @@ def values_of(
         rows: from `rows_of`.
         target: the tokens.
         statistics: as in `score`, and so are ``reference`` and ``temperature``.
+
+    Raises:
+        UsageError: a statistic has no such name, or there is no reference for ``"kl"``.
     """
+    if unknown := statistics - STATISTICS:
+        raise UsageError(f"no statistic is called {min(unknown)!r}: {', '.join(sorted(STATISTICS))} are.")
+    if "kl" in statistics and reference is None:
+        raise UsageError("the statistic 'kl' needs the rows of a reference.")
     heads = [rows] if reference is None else [rows, reference]
     if all(one.head is not None for one in heads):
         through = [tiles.Through(one.values, one.head) for one in heads]

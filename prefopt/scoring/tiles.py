@@ -81,7 +81,7 @@ def _ahead(own: Through, statistics: frozenset[str]) -> bool:
 
 class _Shape(NamedTuple):
     """How a head's products become logits at a temperature: ``temper · cap · tanh(factor / cap · product)``, or without
-    a cap ``temper · factor · product``; and the precision of the product."""
+    a cap ``temper · factor · product``; and the precision of the products."""
 
     dtype: torch.dtype
     factor: float
@@ -92,30 +92,32 @@ class _Shape(NamedTuple):
     def of(cls, head: LinearHead, temperature: float) -> "_Shape":
         return cls(head.dtype, head.after.factor, head.after.cap, 1 / temperature)
 
+    @property
+    def slope(self) -> float:
+        """Of the logits by the products, where a cap does not flatten them."""
+        return self.factor * self.temper
+
 
 class _Plan(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        names: of the values.
+        shapes: of the policy's head and, for a KL, of the reference's.
+        ahead: whether the gradient is made in the forward pass.
+    """
+
     names: tuple[str, ...]
     shapes: tuple[_Shape, ...]
     ahead: bool
 
     @property
     def wide(self) -> torch.dtype:
+        """In which sums are kept."""
         wide = torch.float32
         for shape in self.shapes:
             wide = torch.promote_types(wide, shape.dtype)
         return wide
-
-
-def _tiles(rows: int, columns: int) -> tuple[list[slice], list[slice]]:
-    height = max(1, min(rows, _ROWS, TILE))
-    return list(_split(rows, height)), list(_split(columns, max(1, TILE // height)))
-
-
-def _split(length: int, size: int) -> Iterator[slice]:
-    """As few parts as there must be, of equal size as far as possible."""
-    parts = math.ceil(length / size)
-    for part in range(parts):
-        yield slice(length * part // parts, length * (part + 1) // parts)
 
 
 @dataclass
@@ -131,33 +133,34 @@ class _Side:
     def __post_init__(self) -> None:
         self.hidden = self.hidden.to(self.shape.dtype)
 
-    def columns(self, columns: slice) -> Float[Tensor, " n h"]:
-        return self.weight[columns].to(self.shape.dtype)
+    def columns(self, columns: slice) -> tuple[Float[Tensor, " n h"], Float[Tensor, " n"] | None]:
+        """Weight and bias of some tokens, in the precision of the products."""
+        bias = None if self.bias is None else self.bias[columns].to(self.shape.dtype)
+        return self.weight[columns].to(self.shape.dtype), bias
 
     def logits(
-        self, rows: slice, columns: slice, slope: bool = False
-    ) -> tuple[Float[Tensor, " c n"], Float[Tensor, " c n"] | float]:
-        """A tile, and what its logits' derivatives by the head's products are."""
-        bias = None if self.bias is None else self.bias[columns].to(self.shape.dtype)
-        tile = functional.linear(self.hidden[rows], self.columns(columns), bias).to(self.wide)
+        self, rows: slice, weight: Float[Tensor, " n h"], bias: Float[Tensor, " n"] | None, *, flat: bool
+    ) -> tuple[Float[Tensor, " c n"], Float[Tensor, " c n"] | None]:
+        """A tile, and if asked how much the cap flattens it there: 1 − tanh², None without a cap."""
+        tile = functional.linear(self.hidden[rows], weight, bias).to(self.wide)
         _, factor, cap, temper = self.shape
         if cap is None:
-            return tile if factor * temper == 1 else tile.mul_(factor * temper), factor * temper
+            return tile if self.shape.slope == 1 else tile.mul_(self.shape.slope), None
         tile.mul_(factor / cap).tanh_()
-        slopes = (1 - tile.square()).mul_(factor * temper) if slope else 1.0
-        return tile.mul_(cap * temper), slopes
+        flatness = (1 - tile.square()) if flat else None
+        return tile.mul_(cap * temper), flatness
 
 
 class _Tiles(torch.autograd.Function):
-    """Values of all tokens; see `tile_values`. The tensors are hidden, weight and bias of each model."""
+    """Values of all tokens; see `tile_values`. The tensors are hidden states, weight and bias of each model."""
 
     @staticmethod
     def forward(ctx, plan: _Plan, target: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         with torch.autocast(target.device.type, enabled=False):
             values, normalisers, gradient = _forward(plan, target, _sides(plan, tensors))
-        ctx.plan = plan
+        ctx.plan, ctx.dtype = plan, tensors[0].dtype
         if plan.ahead:
-            ctx.save_for_backward(gradient.to(tensors[0].dtype))
+            ctx.save_for_backward(gradient)
         else:
             ctx.save_for_backward(target, *normalisers, *tensors)
         ctx.mark_non_differentiable(*(values[name] for name in plan.names if name not in ("logps", "kl")))
@@ -169,7 +172,7 @@ class _Tiles(torch.autograd.Function):
         plan, saved = ctx.plan, ctx.saved_tensors
         given = dict(zip(plan.names, gradients, strict=True))
         if plan.ahead:
-            return None, None, (given["logps"][:, None] * saved[0]).to(saved[0].dtype), None, None
+            return None, None, (given["logps"][:, None] * saved[0]).to(ctx.dtype), None, None
         target, *rest = saved
         normalisers, tensors = rest[: len(plan.shapes)], rest[len(plan.shapes) :]
         with torch.autocast(target.device.type, enabled=False):
@@ -182,24 +185,51 @@ def _sides(plan: _Plan, tensors: Sequence[Tensor | None]) -> list[_Side]:
     return [_Side(*tensors[3 * i : 3 * i + 3], shape, plan.wide) for i, shape in enumerate(plan.shapes)]
 
 
+def _tiles(rows: int, columns: int) -> tuple[list[slice], list[slice]]:
+    height = max(1, min(rows, _ROWS, TILE))
+    return list(_split(rows, height)), list(_split(columns, max(1, TILE // height)))
+
+
+def _split(length: int, size: int) -> Iterator[slice]:
+    """As few parts as there must be, of equal size as far as possible."""
+    parts = math.ceil(length / size)
+    for part in range(parts):
+        yield slice(length * part // parts, length * (part + 1) // parts)
+
+
+def _place(target: Int[Tensor, " c"], columns: slice) -> tuple[Int[Tensor, " c 1"], Bool[Tensor, " c"]]:
+    """Where in a tile each row's target is, and whether it is there at all (if not, the place is any)."""
+    here = (target >= columns.start) & (target < columns.stop)
+    return (target - columns.start).clamp(0, columns.stop - columns.start - 1)[:, None], here
+
+
+def _add_product(to: Float[Tensor, " a b"], left: Float[Tensor, " a c"], right: Float[Tensor, " c b"]) -> None:
+    """Add a matrix product in place; one in half precision is widened before it is added."""
+    if to.dtype == left.dtype:
+        to.addmm_(left, right)
+    else:
+        to += left @ right
+
+
 def _forward(
     plan: _Plan, target: Int[Tensor, " k"], sides: list[_Side]
 ) -> tuple[dict[str, Tensor], list[Tensor], Tensor | None]:
     """Values, the log-sum-exp of each side, and, if wanted, the gradient of the log-probs by the hidden states."""
     own, reference = sides[0], sides[1] if len(sides) > 1 else None
-    count, new = len(target), {"dtype": plan.wide, "device": target.device}
-    values = {name: torch.empty(count, **new) for name in plan.names}
-    normalisers = [torch.empty(count, **new) for _ in sides]
-    gradient = torch.empty(own.hidden.shape, **new) if plan.ahead else None
-    row_tiles, column_tiles = _tiles(count, len(own.weight))
+    new = {"dtype": plan.wide, "device": target.device}
+    values = {name: torch.empty(len(target), **new) for name in plan.names}
+    normalisers = [torch.empty(len(target), **new) for _ in sides]
+    gradient = torch.empty_like(own.hidden) if plan.ahead else None
+    row_tiles, column_tiles = _tiles(len(target), len(own.weight))
     for rows in row_tiles:
         sums = _Sums(plan, target[rows], own.hidden.shape[1])
         other = None if reference is None else _ReferenceSums(plan, target[rows])
         for columns in column_tiles:
-            logits, slope = own.logits(rows, columns, plan.ahead)
+            weight, bias = own.columns(columns)
+            logits, flatness = own.logits(rows, weight, bias, flat=plan.ahead)
             if other is not None:
-                other.add(reference.logits(rows, columns)[0], logits)
-            sums.add(logits, slope, columns, own)
+                other.add(reference.logits(rows, *reference.columns(columns), flat=False)[0], logits)
+            sums.add(logits, flatness, columns, weight)
         for name, value in sums.values().items():
             values[name][rows] = value
         normalisers[0][rows] = sums.normaliser
@@ -212,7 +242,7 @@ def _forward(
 
 
 class _Sums:
-    """Sums over the vocabulary for some rows, relative to e^top, the largest logit so far.
+    """Sums over the vocabulary for some rows, relative to e^top, where top is the largest logit so far.
 
     The target's own term is kept apart until the end: where it holds nearly all of the probability, 1 − π(y) would be
     lost in it.
@@ -220,38 +250,44 @@ class _Sums:
 
     def __init__(self, plan: _Plan, target: Int[Tensor, " c"], width: int) -> None:
         new = {"dtype": plan.wide, "device": target.device}
-        zeros = torch.zeros(len(target), **new)
         self.plan, self.target = plan, target
-        self.top = zeros + torch.finfo(plan.wide).min
-        # A target outside of the vocabulary is never seen.
-        self.picked = zeros + torch.nan
-        self.slope: Tensor | float = zeros.clone()
-        self.rest, self.squares, self.surprise = zeros.clone(), zeros.clone(), zeros.clone()
+        self.top = torch.full(target.shape, torch.finfo(plan.wide).min, **new)
+        # Of a target outside of the vocabulary, which is never seen.
+        self.picked = torch.full(target.shape, torch.nan, **new)
+        self.flatness = torch.ones(target.shape, **new)
+        self.rest, self.squares, self.surprise = (torch.zeros(target.shape, **new) for _ in range(3))
         self.product = torch.zeros(len(target), width, **new) if plan.ahead else None
 
-    def add(self, logits: Float[Tensor, " c n"], slope: Tensor | float, columns: slice, own: _Side) -> None:
+    def add(
+        self,
+        logits: Float[Tensor, " c n"],
+        flatness: Float[Tensor, " c n"] | None,
+        columns: slice,
+        weight: Float[Tensor, " n h"],
+    ) -> None:
         """One tile of logits, which is used up."""
         place, here = _place(self.target, columns)
         found = logits.gather(1, place)[:, 0]
         self.picked = torch.where(here, found, self.picked)
-        if isinstance(slope, Tensor):
-            self.slope = torch.where(here, slope.gather(1, place)[:, 0], self.slope)
-        else:
-            self.slope = slope
         top = torch.maximum(self.top, logits.amax(dim=1))
         less = (self.top - top).exp_()
+        # Not −inf, of which the entropy's 0 · z would be no number.
         logits.scatter_(1, place, torch.where(here, torch.finfo(logits.dtype).min, found)[:, None])
         logits.sub_(top[:, None])
-        terms = logits.exp() if "entropy" in self.plan.names else logits.exp_()
         if "entropy" in self.plan.names:
+            terms = logits.exp()
             self.surprise = less * (self.surprise + (self.top - top) * self.rest) + (terms * logits).sum(dim=1)
+        else:
+            terms = logits.exp_()
         if "log_sum_p2" in self.plan.names:
-            self.squares = less.square() * self.squares + torch.linalg.vecdot(terms, terms)
+            self.squares = less.square() * self.squares + terms.square().sum(dim=1)
         self.rest = less * self.rest + terms.sum(dim=1)
         self.top = top
         if self.product is not None:
-            terms = terms.mul_(slope) if isinstance(slope, Tensor) else terms
-            _add_product(self.product.mul_(less[:, None]), terms.to(own.shape.dtype), own.columns(columns))
+            if flatness is not None:
+                self.flatness = torch.where(here, flatness.gather(1, place)[:, 0], self.flatness)
+                terms.mul_(flatness)
+            _add_product(self.product.mul_(less[:, None]), terms.to(weight.dtype), weight)
 
     @property
     def total(self) -> Float[Tensor, " c"]:
@@ -262,7 +298,7 @@ class _Sums:
         return self.top + self.total.log()
 
     def values(self) -> dict[str, Float[Tensor, " c"]]:
-        total, far = self.total, self.picked - self.top
+        far, total = self.picked - self.top, self.total
         values = {"logps": far - total.log()}
         if "entropy" in self.plan.names:
             values["entropy"] = total.log() - (self.surprise + far.exp() * far) / total
@@ -272,23 +308,17 @@ class _Sums:
 
     def gradient(self, own: _Side) -> Float[Tensor, " c h"]:
         """Of log π(y) by the hidden states."""
-        total = self.total[:, None]
-        # With a softcap the terms have been multiplied by their slopes already, without one the slopes are all equal.
-        capped = isinstance(self.slope, Tensor)
-        of_target = own.weight[self.target].to(own.shape.dtype).to(self.plan.wide).mul_(self.rest[:, None])
-        if capped:
-            of_target.mul_(self.slope[:, None])
-        difference = of_target.sub_(self.product).div_(total)
-        return difference if capped or self.slope == 1 else difference.mul_(self.slope)
+        of_target = own.weight[self.target].to(own.shape.dtype) * (self.rest * self.flatness)[:, None]
+        return of_target.sub_(self.product).mul_((own.shape.slope / self.total)[:, None])
 
 
 class _ReferenceSums:
-    """Sums over the vocabulary under the reference, relative to the largest of its logits so far."""
+    """Sums over the vocabulary under the reference, relative to e^top, top being the largest of its logits so far."""
 
     def __init__(self, plan: _Plan, target: Int[Tensor, " c"]) -> None:
-        zeros = torch.zeros(len(target), dtype=plan.wide, device=target.device)
-        self.top = zeros + torch.finfo(plan.wide).min
-        self.total, self.differences = zeros.clone(), zeros.clone()
+        new = {"dtype": plan.wide, "device": target.device}
+        self.top = torch.full(target.shape, torch.finfo(plan.wide).min, **new)
+        self.total, self.differences = (torch.zeros(target.shape, **new) for _ in range(2))
 
     def add(self, logits: Float[Tensor, " c n"], policy: Float[Tensor, " c n"]) -> None:
         """One tile of logits, which is used up, and the policy's."""
@@ -297,7 +327,7 @@ class _ReferenceSums:
         less = (self.top - top).exp_()
         terms = logits.sub_(top[:, None]).exp_()
         self.total = less * self.total + terms.sum(dim=1)
-        self.differences = less * self.differences + torch.linalg.vecdot(terms, difference)
+        self.differences = less * self.differences + difference.mul_(terms).sum(dim=1)
         self.top = top
 
     @property
@@ -322,24 +352,26 @@ def _backward(
     own, reference = sides[0], sides[1] if len(sides) > 1 else None
     new = {"dtype": plan.wide, "device": target.device}
     by_hidden = torch.zeros(own.hidden.shape, **new) if needed[0] else None
-    by_weight = torch.zeros_like(own.weight) if needed[1] else None
-    by_bias = torch.zeros_like(own.bias) if needed[2] else None
-    logps, kl = given["logps"], given.get("kl")
+    by_weight = torch.empty_like(own.weight) if needed[1] else None
+    by_bias = torch.empty_like(own.bias) if needed[2] else None
+    logps, kl = (None if one is None else one * own.shape.slope for one in (given["logps"], given.get("kl")))
     row_tiles, column_tiles = _tiles(len(target), len(own.weight))
     for columns in column_tiles:
-        weight = own.columns(columns)
+        weight, bias = own.columns(columns)
         to_weight = None if by_weight is None else torch.zeros(weight.shape, **new)
         to_bias = None if by_bias is None else torch.zeros(len(weight), **new)
         for rows in row_tiles:
-            logits, slope = own.logits(rows, columns, slope=True)
+            logits, flatness = own.logits(rows, weight, bias, flat=True)
             back = logits.sub_(normalisers[0][rows, None]).exp_()
             back.mul_((-logps[rows] if kl is None else kl[rows] - logps[rows])[:, None])
             if reference is not None:
-                terms = reference.logits(rows, columns)[0].sub_(normalisers[1][rows, None]).exp_()
+                terms = reference.logits(rows, *reference.columns(columns), flat=False)[0]
+                terms.sub_(normalisers[1][rows, None]).exp_()
                 back.addcmul_(terms, kl[rows, None], value=-1)
             place, here = _place(target[rows], columns)
             back.scatter_add_(1, place, torch.where(here, logps[rows], 0)[:, None])
-            back = back if isinstance(slope, float) and slope == 1 else back.mul_(slope)
+            if flatness is not None:
+                back.mul_(flatness)
             if to_bias is not None:
                 to_bias += back.sum(dim=0)
             back = back.to(own.shape.dtype)
@@ -347,22 +379,8 @@ def _backward(
                 _add_product(by_hidden[rows], back, weight)
             if to_weight is not None:
                 _add_product(to_weight, back.T, own.hidden[rows])
-        if to_weight is not None:
+        if by_weight is not None:
             by_weight[columns] = to_weight
-        if to_bias is not None:
+        if by_bias is not None:
             by_bias[columns] = to_bias
     return [by_hidden, by_weight, by_bias]
-
-
-def _place(target: Int[Tensor, " c"], columns: slice) -> tuple[Int[Tensor, " c 1"], Bool[Tensor, " c"]]:
-    """Where in a tile each row's target is, and whether it is there at all (if not, the place is any)."""
-    here = (target >= columns.start) & (target < columns.stop)
-    return (target - columns.start).clamp(0, columns.stop - columns.start - 1)[:, None], here
-
-
-def _add_product(to: Float[Tensor, " a b"], left: Float[Tensor, " a c"], right: Float[Tensor, " c b"]) -> None:
-    """Add a matrix product in place; one in half precision is widened before it is added."""
-    if to.dtype == left.dtype:
-        to.addmm_(left, right)
-    else:
-        to += left @ right
