@@ -51,6 +51,21 @@ def training_arguments(
 
 
 def _merged(given: dict[str, Any], recipe: dict[str, Any], algorithm: str) -> TrainingArguments:
+    merged = merged_fields(given, recipe, algorithm)
+    try:
+        args = TrainingArguments(**merged)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"args: {str(error).strip().splitlines()[0]}") from error
+    say(f"{algorithm}: " + ", ".join(f"{key}={value}" for key, value in sorted(merged.items())))
+    return args
+
+
+def merged_fields(given: dict[str, Any], recipe: dict[str, Any], algorithm: str) -> dict[str, Any]:
+    """The user's fields of ``TrainingArguments`` over the recipe's.
+
+    Raises:
+        UsageError: an unknown field, or one without effect here.
+    """
     fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
     for key in given:
         if key not in fields:
@@ -63,13 +78,7 @@ def _merged(given: dict[str, Any], recipe: dict[str, Any], algorithm: str) -> Tr
         recipe = {key: value for key, value in recipe.items() if key not in _PRECISION}
     merged = recipe | given
     # The keys that transformers lets default by platform or by another key are left to it.
-    merged = {key: value for key, value in merged.items() if value is not None}
-    try:
-        args = TrainingArguments(**merged)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"args: {str(error).strip().splitlines()[0]}") from error
-    say(f"{algorithm}: " + ", ".join(f"{key}={value}" for key, value in sorted(merged.items())))
-    return args
+    return {key: value for key, value in merged.items() if value is not None}
 
 
 def _refuse_without_effect(values: dict[str, Any]) -> None:

@@ -33,10 +33,16 @@ class Recipe:
     micro_batch: int = 4
     epochs: float = 1.0
 
-    def arguments(self, *, trains_adapter: bool, quantized: bool) -> dict[str, Any]:
-        """The keyword arguments for this machine and this way of training."""
-        cuda = torch.cuda.is_available()
-        bf16 = cuda and torch.cuda.is_bf16_supported()
+    def arguments(self, *, trains_adapter: bool, quantized: bool, device: str | None = None) -> dict[str, Any]:
+        """The keyword arguments for this way of training.
+
+        Args:
+            trains_adapter: rather than all weights.
+            quantized: whether the frozen weights are in 4 bit.
+            device: None for what this machine has; ``"cuda"`` for a card that computes in bfloat16, or ``"cpu"``.
+        """
+        cuda = torch.cuda.is_available() if device is None else device == "cuda"
+        bf16 = cuda and (device is not None or torch.cuda.is_bf16_supported())
         return {
             "learning_rate": self.adapter if trains_adapter else self.full,
             "lr_scheduler_type": "cosine",

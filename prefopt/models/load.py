@@ -209,16 +209,21 @@ def _options(settings: ModelSettings, trains_adapter: bool) -> dict[str, Any]:
     dtype = settings.weight_dtype(trains_adapter)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": settings.trust_remote_code}
     if settings.quantize:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=torch.uint8,
-        )
+        options["quantization_config"] = quantization(dtype)
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     return options
+
+
+def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """4-bit NF4 with double quantisation, computing in ``dtype``."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=torch.uint8,
+    )
 
 
 def _keep_precision(model: PreTrainedModel) -> PreTrainedModel:
