@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import prefopt
 from prefopt.assembly import check_assembly
+from prefopt.batches import Rollouts
 from prefopt.catalogue.online import online_algorithms
 from prefopt.data import TokenizedExample
 from prefopt.errors import UsageError
@@ -327,6 +328,7 @@ def test_what_compares_completions_is_not_given_one_alone(name: str) -> None:
     # That there is nothing to learn is so, whatever the reward.
     source = dataclasses.replace(algorithm.source, **({"kl_coef": 0.0} if hasattr(algorithm.source, "kl_coef") else {}))
     examples = source(Rollout([group([0.7], old_logps=[[-1.0]])], 8))
+    assert len(examples) == (source.batch is Rollouts)
     assert all((example.labels["advantages"] == 0).all() for example in examples)
 
 
