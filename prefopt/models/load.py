@@ -126,6 +126,11 @@ def load_tokenizer(model: str | Path | nn.Module, *, trust_remote_code: bool = F
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
+        if isinstance(model, (str, Path)) and not Path(name).is_dir():
+            raise ModelError(
+                f"no tokenizer of {name!r} was found: there is no such folder, nor such a model with one on the hub "
+                "(which may be out of reach): check the name."
+            ) from error
         raise ModelError(
             f"no tokenizer could be loaded from {name!r}: pass processing_class= (a tokenizer), or put its files "
             "beside the model."

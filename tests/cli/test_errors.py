@@ -94,6 +94,10 @@ CASES = {
         ["train", "--config", "{w}/section.yaml"],
         "section.yaml: there is no section 'adaptr'. Did you mean 'adapter'?",
     ),
+    "sampling from no model": (
+        ["generate", "--model", "{w}/nothing", "--prompt", "a"],
+        "nothing' was found: there is no such folder",
+    ),
     "explain something unknown": (["explain", "simpoo"], "Did you mean 'simpo'"),
     "export of no adapter": (["export", "{w}/model", "--out", "{w}/merged"], "holds no adapter"),
 }
