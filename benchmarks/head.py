@@ -1,12 +1,12 @@
 """The vocabulary head: tiles of tokens × vocabulary, against chunks of rows and against all logits at once.
 
-    python benchmarks/head.py              # about 8 minutes on two CPU cores
+    python benchmarks/head.py              # about 6 minutes on two CPU cores
 
 From hidden states to log-probabilities of tokens and back to gradients, in float32, with a head that is frozen (LoRA)
 and with one that learns. "all logits" is a log-softmax of them; "chunks" are rows in pieces of 2^25 logits through the
 head's module, made again in the backward pass, which is how heads go that are more than a matrix; "tiles, made again"
 is what a frozen head would cost without a gradient in the forward pass. Rounds are interleaved, minima are compared.
-Memory is what a fresh process needs at its peak above what it had with weights and hidden states loaded (resident set).
+Memory is the peak of the resident set in one more run above what it was before, with weights and hidden states loaded.
 
 Results go to ``benchmarks/results/head.json``.
 """
@@ -16,7 +16,6 @@ import itertools
 import json
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,9 +39,9 @@ ALL, CHUNKS, TILES, AGAIN = "all logits", "chunks", "tiles", "tiles, made again"
 class Case:
     """A head of one size, and rows before it."""
 
-    def __init__(self, width: int, vocabulary: int, learns: int, rows: int = ROWS) -> None:
+    def __init__(self, width: int, vocabulary: int, learns: bool, rows: int = ROWS) -> None:
         torch.manual_seed(0)
-        self.head = nn.Linear(width, vocabulary, bias=False).requires_grad_(bool(learns))
+        self.head = nn.Linear(width, vocabulary, bias=False).requires_grad_(learns)
         self.hidden = torch.randn(rows, width)
         self.target = torch.randint(0, vocabulary, (rows,))
 
@@ -76,27 +75,19 @@ class Case:
             tiles._ahead = ahead
 
 
-def memory(way: str, *case: int) -> float:
-    """MB above the loaded case at the peak of one run, in a process of its own."""
-    command = [sys.executable, __file__, "--only", way, *map(str, case)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+def memory(case: Case, way: str) -> float:
+    """MB at the peak of one run above what there was before."""
+    with costing() as cost:
+        case.run(way)
+    case.head.weight.grad = None
+    return cost.added_mb
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs=4, help="used by this script itself")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each way, of which the fastest counts")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "head.json")
     chosen = parser.parse_args()
-    if chosen.only:
-        way, *sizes = chosen.only
-        case = Case(*map(int, sizes))
-        # What any backward pass needs, threads and libraries, is there before.
-        Case(8, 8, True, 8).run(way)
-        with costing() as cost:
-            case.run(way)
-        print(cost.added_mb)
-        return
     table = []
     print(f"{'head':8}{'hidden':>8}{'vocabulary':>12}  {'way':20}{'seconds':>9}{'MB':>8}{'× time':>8}{'× memory':>10}")
     for learns, width, vocabulary in itertools.product((False, True), WIDTHS, VOCABULARIES):
@@ -105,8 +96,7 @@ def main() -> None:
         for _ in range(chosen.rounds):
             for way in ways:
                 seconds[way] = min(seconds[way], case.run(way))
-        del case
-        megabytes = {way: memory(way, width, vocabulary, int(learns)) for way in ways}
+        megabytes = {way: memory(case, way) for way in ways}
         for way in ways:
             row = {
                 "head": "learns" if learns else "frozen",
@@ -128,7 +118,7 @@ def main() -> None:
     report = {
         "command": "python benchmarks/head.py",
         "setting": f"{ROWS} rows, float32, forward and backward; best of {chosen.rounds} interleaved rounds; memory is "
-        "the peak of the resident set of a fresh process above weights and hidden states",
+        "the peak of the resident set above what it was with weights and hidden states",
         "versions": f"prefopt {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
         "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
         "commit": commit.strip(),
