@@ -2,5 +2,17 @@
 
 from prefopt.scoring.layout import Layout, lengths_of, pad_tokens, to_completions
 from prefopt.scoring.score import Rows, rows_of, score, score_values
+from prefopt.scoring.sharing import share_prompts, why_not_shared
 
-__all__ = ["Layout", "Rows", "lengths_of", "pad_tokens", "rows_of", "score", "score_values", "to_completions"]
+__all__ = [
+    "Layout",
+    "Rows",
+    "lengths_of",
+    "pad_tokens",
+    "rows_of",
+    "score",
+    "score_values",
+    "share_prompts",
+    "to_completions",
+    "why_not_shared",
+]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -33,14 +33,14 @@ class Seen:
 
 
 def called_with(
-    model: nn.Module, head: nn.Module | None, inputs: Mapping[str, Tensor], index: Tensor, passed: Tensor
+    model: nn.Module, head: nn.Module | None, inputs: Mapping[str, Any], index: Tensor, passed: Tensor
 ) -> tuple[Float[Tensor, " r t v"], Seen | None]:
     """Call a model whose head sees only some of the hidden states, as [1, n, h].
 
     Args:
         model: called through its own ``forward``.
         head: its vocabulary head.
-        inputs: ``input_ids`` and ``attention_mask``, [R, T].
+        inputs: arguments of its ``forward``, with ``input_ids`` [R, T].
         index: rows of the flattened [R · T] positions to keep.
         passed: rows that go through the head and on through the rest of ``forward``.
 

@@ -5,7 +5,7 @@ a plain linear map (see `tiles`), and through its module in chunks of rows, once
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -25,6 +25,7 @@ from prefopt.scoring.head import (
     vocabulary_of,
 )
 from prefopt.scoring.layout import Layout
+from prefopt.scoring.sharing import arranged
 
 CHUNK = 2**25
 """Logits that are held at once, in numbers, where the head is more than a matrix: 128 MiB in float32."""
@@ -143,10 +144,9 @@ def score_values(
         layout: the completion tokens of that batch.
         value_head: from hidden states [K, h] to values [K, 1].
     """
-    inner = getattr(model, "module", model)
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-    index = layout.predictor
-    _, seen = called_with(model, inner.get_output_embeddings(), inputs, index, index[:1])
+    inputs, index = arranged(model, batch, layout, _logps)
+    head = getattr(model, "module", model).get_output_embeddings()
+    _, seen = called_with(model, head, inputs, index, index[:1])
     return _valued(None if seen is None else seen.hidden, value_head)
 
 
@@ -157,12 +157,23 @@ def _valued(hidden: Tensor | None, value_head: nn.Module) -> Float[Tensor, " k"]
 
 
 def rows_of(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Rows:
-    """The completion positions of a batch after one forward pass: their logits, or, of many, their hidden states."""
+    """The completion positions of a batch after one forward pass: their logits, or, of many, their hidden states.
+
+    Rows that begin with the same prompt share it where the model allows it (see `sharing`).
+    """
+    return _rows(model, *arranged(model, batch, layout, _logps))
+
+
+def _logps(model: nn.Module, inputs: Mapping[str, Any], index: Tensor, target: Tensor) -> Float[Tensor, " k"]:
+    return values_of(_rows(model, inputs, index), target)["logps"]
+
+
+def _rows(model: nn.Module, inputs: Mapping[str, Any], index: Int[Tensor, " k"]) -> Rows:
+    """Of some positions of a forward pass with these arguments."""
     inner = getattr(model, "module", model)
     head = inner.get_output_embeddings()
     vocabulary = vocabulary_of(inner)
     size, most = max(1, CHUNK // vocabulary), tiles.TILE if is_linear(head) else CHUNK
-    index, inputs = layout.predictor, {key: batch[key] for key in ("input_ids", "attention_mask")}
     if len(index) > max(1, most // vocabulary) and head not in _OTHERS:
         # The model's own forward goes on with one row: what it does after its head must be what is done here.
         logits, seen = called_with(model, head, inputs, index, index[:1])

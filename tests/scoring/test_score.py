@@ -22,7 +22,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from prefopt.models import make_reference
 from prefopt.models.load import ModelSettings
 from prefopt.objectives import get_objective
-from prefopt.scoring import Layout, rows_of, score, tiles
+from prefopt.scoring import Layout, rows_of, score, share_prompts, tiles
+from prefopt.scoring.parity import InFloat64
 from prefopt.steps import StepScorer
 
 # The package exports a function of the same name.
@@ -112,11 +113,12 @@ def test_values_and_gradients_are_those_of_a_plain_forward(
     model, reference, inputs = make(family), make(family, 1), batch()
     layout = layout_of(inputs)
     in_chunks(monkeypatch, model, rows)
-    with torch.no_grad():
+    with InFloat64(), torch.no_grad():
         kept = rows_of(reference, inputs, layout)
     assert (kept.values.shape[1] == model.config.hidden_size) == (rows < 10**6)
-    found = score(model, inputs, layout, statistics=BOTH, reference=kept)
-    expected = plain(model, reference, inputs)
+    with InFloat64():
+        found = score(model, inputs, layout, statistics=BOTH, reference=kept)
+        expected = plain(model, reference, inputs)
     assert found.keys() == expected.keys()
     assert expected["kl"].min() > 1e-3
     for name, value in expected.items():
@@ -136,6 +138,7 @@ class Counter:
 
 def test_only_completion_rows_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = make("llama"), batch()
+    share_prompts(model, on=False)
     layout, seen = layout_of(inputs), Counter(model.lm_head)
     count = len(layout.target)
     assert count == int(inputs["completion_mask"].sum()) == 23
@@ -234,6 +237,9 @@ def test_wrappers_are_called_and_not_gone_round(rows: int, monkeypatch: pytest.M
     model, inputs = make("gemma2"), batch()
     layout, wrapped = layout_of(inputs), Wrapper(model)
     in_chunks(monkeypatch, model, rows)
+    # The first time, rows that share prompts are compared with rows by themselves.
+    score(wrapped, inputs, layout)
+    wrapped.calls = 0
     found = score(wrapped, inputs, layout)["logps"]
     assert wrapped.calls == 1
     torch.testing.assert_close(found, plain(model, model, inputs)["logps"], rtol=1e-12, atol=1e-12)

@@ -1,0 +1,163 @@
+"""Attention over a flat sequence, in which every completion sees its own prompt and itself.
+
+It is an attention function of transformers' own interface. A model that uses it behaves as before, until ``flat=`` is
+among the arguments of its ``forward``: transformers hands that on to every layer, also when a checkpointed layer is
+computed again in the backward pass.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from prefopt.scoring.flat import Flat
+
+PREFIX = "prefopt_"
+BASES = ("sdpa", "eager")
+"""Implementations that it can stand in for."""
+
+
+def adopt(model: PreTrainedModel) -> bool:
+    """Let a model attend with this function where it is given a flat sequence; whether it can."""
+    config = model.config.get_text_config()
+    own = config._attn_implementation
+    if own.startswith(PREFIX):
+        return True
+    if own not in BASES or not model._can_set_attn_implementation():
+        return False
+    if own == "eager" and any(_eager(module) is None for module in _attentions(model)):
+        return False
+    _register(own)
+    model.set_attn_implementation(PREFIX + own)
+    return config._attn_implementation == PREFIX + own
+
+
+def _register(base: str) -> None:
+    """Make the function known under a name of its own for each implementation that it stands in for."""
+    name = PREFIX + base
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+        AttentionInterface.register(name, _attention(base))
+
+
+def _attention(base: str) -> Any:
+    def attention(
+        module: nn.Module,
+        query: Float[Tensor, " b hq q d"],
+        key: Float[Tensor, " b hk s d"],
+        value: Float[Tensor, " b hk s dv"],
+        attention_mask: Tensor | None,
+        *args: Any,
+        flat: "FlatAttention | None" = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if flat is None:
+            usual = _eager(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
+            return usual(module, query, key, value, attention_mask, *args, **kwargs)
+        return flat.attend(module, query, key, value, **kwargs), None
+
+    return attention
+
+
+def _eager(module: nn.Module) -> Any:
+    """The plain attention that stands beside an attention module."""
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+
+
+def _attentions(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "head_dim")]
+
+
+class FlatAttention:
+    """A flat sequence on its way through a model, and how many layers have attended to it.
+
+    Args:
+        flat: the sequence.
+    """
+
+    def __init__(self, flat: Flat) -> None:
+        self.flat = flat
+        self.layers = 0
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **_: Any,
+    ) -> Float[Tensor, " 1 s h d"]:
+        """Attention of every bucket, back in the order of the sequence."""
+        self.layers += 1
+        heads = query.shape[1]
+        query, key, value = (_by_position(states) for states in (query, key, value))
+        outputs = []
+        for number, bucket in enumerate(self.flat.buckets):
+            q = _gather(query, bucket.queries)
+            k, v = (_repeated(_gather(states, bucket.keys), heads) for states in (key, value))
+            causal = bucket.is_causal(sliding_window)
+            if softcap is None and s_aux is None:
+                mask = None if causal else self.flat.mask(number, sliding_window, q.dtype)
+                out = F.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=causal
+                )
+            else:
+                mask = self.flat.mask(number, sliding_window, q.dtype)
+                out = _explicit(q, k, v, mask, dropout=dropout, scaling=scaling, softcap=softcap, sinks=s_aux)
+            outputs.append(out.transpose(1, 2).flatten(0, 1))
+        rows = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return _take(rows, self.flat.back)[None]
+
+
+def _explicit(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention step by step, with softly capped scores, or with a score for attending to nothing."""
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + mask
+    if sinks is not None:
+        nothing = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, nothing], dim=-1)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=wide).to(q.dtype)[..., : k.shape[2]]
+    return F.dropout(weights, p=dropout, training=dropout > 0) @ v
+
+
+def _by_position(states: Float[Tensor, " 1 h s d"]) -> Float[Tensor, " s h d"]:
+    return states[0].transpose(0, 1)
+
+
+def _gather(states: Float[Tensor, " s h d"], index: Tensor) -> Float[Tensor, " n h l d"]:
+    return _take(states, index).transpose(1, 2)
+
+
+def _take(states: Float[Tensor, " s h d"], index: Tensor) -> Tensor:
+    """Rows by index; an embedding, whose gradient is added up in one parallel pass."""
+    return F.embedding(index, states.flatten(1)).unflatten(-1, states.shape[1:])
+
+
+def _repeated(states: Float[Tensor, " n hk l d"], heads: int) -> Float[Tensor, " n hq l d"]:
+    times = heads // states.shape[1]
+    return states if times == 1 else states.repeat_interleave(times, dim=1)

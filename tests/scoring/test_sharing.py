@@ -1,0 +1,177 @@
+"""Prompts that completions share: every architecture against rows by themselves, and what is done where they differ."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from prefopt.scoring import Layout, attention, score, share_prompts, sharing, why_not_shared
+from prefopt.scoring.flat import Flat, Span
+from prefopt.scoring.parity import ARCHITECTURES, parity
+
+PADDED = {"gpt-neo", "bloom", "falcon", "stablelm", "jamba", "falcon-h1", "lfm2", "bamba"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_log_probs_and_gradients_are_those_of_rows_by_themselves(name: str) -> None:
+    found = parity(name)
+    assert found.holds, found
+    assert bool(found.why_padded) == (name in PADDED)
+
+
+def batch(lengths: dict[int, tuple[int, ...]], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Prompts of these lengths, each with completions of these lengths, one after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for prompt, completions in lengths.items():
+        shared = torch.randint(3, 30, (prompt,), generator=generator)
+        rows += [
+            (prompt, torch.cat([shared, torch.randint(3, 30, (length,), generator=generator)]))
+            for length in completions
+        ]
+    width = max(len(ids) for _, ids in rows)
+    ids = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for _, row in rows])
+    attention_mask = torch.stack([torch.arange(width) < len(row) for _, row in rows])
+    counts = torch.stack([(torch.arange(width) >= prompt) for prompt, _ in rows]) & attention_mask
+    return {"input_ids": ids, "attention_mask": attention_mask.long(), "completion_mask": counts}
+
+
+def layout_of(rows: dict[str, torch.Tensor]) -> Layout:
+    return Layout.of(rows["input_ids"], rows["completion_mask"])
+
+
+def test_a_prompt_stands_once_and_a_last_token_is_left_out() -> None:
+    rows = batch({5: (3, 2), 4: (1,)})
+    flat = Flat.of(rows, layout_of(rows))
+    first, second, third = rows["input_ids"]
+    expected = [*first[:7].tolist(), second[5].item(), *third[:4].tolist()]
+    assert flat.input_ids[0].tolist() == expected
+    assert flat.position_ids[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 0, 1, 2, 3]
+    # The first token of both completions is predicted at the last prompt position.
+    assert flat.predictor.tolist() == [4, 5, 6, 4, 7, 11]
+    assert flat.spans == [Span((0, 7), (0, 0)), Span((7, 1), (0, 5)), Span((8, 4), (0, 0))]
+
+
+def test_rows_that_share_a_prompt_need_not_stand_together() -> None:
+    rows = batch({6: (3, 5), 4: (2, 4)})
+    order = torch.tensor([2, 0, 3, 1])
+    mixed = {key: value[order] for key, value in rows.items()}
+    flat = Flat.of(mixed, layout_of(mixed))
+    assert flat.input_ids.shape[1] == Flat.of(rows, layout_of(rows)).input_ids.shape[1] == 6 + 2 + 4 + 4 + 1 + 3
+    model = tiny.model(0, torch.float64)
+    one, other = score(model, rows, layout_of(rows))["logps"], score(model, mixed, layout_of(mixed))["logps"]
+    torch.testing.assert_close(torch.cat([one.split([3, 5, 2, 4])[i] for i in order]), other)
+
+
+def test_rows_without_a_token_that_counts_are_left_out() -> None:
+    rows = batch({6: (3, 5), 4: (2,)})
+    rows["completion_mask"][1] = False
+    flat = Flat.of(rows, layout_of(rows))
+    assert flat.input_ids.shape[1] == 6 + 2 + 4 + 1
+
+
+@pytest.mark.parametrize("floor", [0, 2**16], ids=["a call for each", "together"])
+def test_buckets_do_not_change_what_is_seen(floor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefopt.scoring.flat.FLOOR", floor)
+    rows = batch({7: (3, 9, 2, 4), 5: (1,), 12: (6, 6, 2)})
+    flat = Flat.of(rows, layout_of(rows))
+    assert (len(flat.buckets) > 4) == (floor == 0)
+    model = tiny.model(0, torch.float64)
+    found = score(model, rows, layout_of(rows))["logps"]
+    share_prompts(model, on=False)
+    torch.testing.assert_close(found, score(model, rows, layout_of(rows))["logps"])
+
+
+def calls_of(model: nn.Module) -> list[int]:
+    """How many positions each forward pass has."""
+    seen: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda _, args, out: seen.append(out.shape[0] * out.shape[1]))
+    return seen
+
+
+def test_the_first_batch_and_longer_rows_are_compared() -> None:
+    model = tiny.model(0)
+    seen = calls_of(model)
+    short, long = batch({6: (3, 5)}), batch({20: (3, 5)})
+    score(model, short, layout_of(short))
+    # Together; the two rows by themselves; together again, with a gradient.
+    assert [seen[0], sorted(seen[1:3]), seen[3]] == [12, [9, 11], 12]
+    seen.clear()
+    score(model, short, layout_of(short))
+    assert seen == [12]
+    seen.clear()
+    score(model, long, layout_of(long))
+    assert [seen[0], sorted(seen[1:3]), seen[3]] == [26, [23, 25], 26]
+
+
+def test_a_model_that_differs_is_scored_row_by_row_from_then_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    whole = sharing.flat_arguments
+
+    def wrong(flat: Flat) -> dict:
+        return whole(replace(flat, position_ids=torch.arange(flat.input_ids.shape[1])[None]))
+
+    monkeypatch.setattr(sharing, "flat_arguments", wrong)
+    model, rows = tiny.model(0), batch({9: (8, 7, 9)})
+    for weight in model.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    found = score(model, rows, layout_of(rows))["logps"]
+    assert "log-probs would differ" in why_not_shared(model)
+    said = capsys.readouterr().err
+    assert said.count("prompts are not shared between completions of this llama model") == 1
+    score(model, rows, layout_of(rows))
+    assert "not shared" not in capsys.readouterr().err
+    share_prompts(model, on=False)
+    torch.testing.assert_close(found, score(model, rows, layout_of(rows))["logps"])
+
+
+def test_what_cannot_be_shared_stays_padded() -> None:
+    model, rows = tiny.model(0), batch({20: (9,), 21: (8,)})
+    score(model, rows, layout_of(rows))
+    seen = calls_of(model)
+    score(model, rows, layout_of(rows))
+    assert seen == [58]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_half_precision_is_compared_with_its_own_noise(dtype: torch.dtype) -> None:
+    model, rows = tiny.model(0, dtype), batch({9: (8, 7, 9)})
+    for weight in model.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)
+    score(model, rows, layout_of(rows))
+    assert not why_not_shared(model)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_model_behaves_as_before_elsewhere(implementation: str, tmp_path: object) -> None:
+    model = tiny.model(0)
+    model.set_attn_implementation(implementation)
+    rows = batch({6: (3, 5)})
+    inputs = {key: rows[key] for key in ("input_ids", "attention_mask")}
+    before, config = model(**inputs).logits, model.config.to_dict()
+    made = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    score(model, rows, layout_of(rows))
+    assert model.config._attn_implementation == attention.PREFIX + implementation
+    assert torch.equal(model(**inputs).logits, before)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=5, do_sample=False), made)
+    assert model.config.to_dict() == config
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not again.config._attn_implementation.startswith(attention.PREFIX)
+
+
+def test_checkpointed_layers_see_the_same_in_the_backward_pass() -> None:
+    rows, gradients = batch({9: (8, 7, 9), 4: (3, 6)}), []
+    for checkpointing in (False, True):
+        model = tiny.model(0, torch.float64).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        score(model, rows, layout_of(rows))["logps"].square().sum().backward()
+        assert not why_not_shared(model)
+        gradients.append([weight.grad for weight in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
