@@ -7,6 +7,7 @@ from helpers import SIX, Watch, trainer
 
 import prefopt
 from prefopt.batches import Labelled
+from prefopt.scoring.parity import InFloat64
 
 
 def gradient(name: str, batch: int, accumulation: int, **options: object) -> tuple[torch.Tensor, dict]:
@@ -26,7 +27,9 @@ def gradient(name: str, batch: int, accumulation: int, **options: object) -> tup
         callbacks=[watch],
         **options,
     )
-    run.train()
+    # Norms of the model would be taken in float32, and rows that share a prompt round otherwise there.
+    with InFloat64():
+        run.train()
     return watch.gradients[0], run.state.log_history[0]
 
 
