@@ -15,6 +15,7 @@ _HOME = {
     "explain": "prefopt.catalogue.explain",
     "get_algorithm": "prefopt.catalogue.algorithms",
     "get_objective": "prefopt.objectives",
+    "plan": "prefopt.planning",
 }
 
 __all__ = sorted([*_HOME, "__version__"])
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from prefopt.catalogue.algorithms import get_algorithm as get_algorithm
     from prefopt.catalogue.explain import explain as explain
     from prefopt.objectives import get_objective as get_objective
+    from prefopt.planning import plan as plan
     from prefopt.trainer import Trainer as Trainer
     from prefopt.watch import Watch as Watch
 
