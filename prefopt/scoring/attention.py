@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -101,6 +102,8 @@ class FlatAttention:
     ) -> Float[Tensor, " 1 s h d"]:
         """Attention of every bucket, back in the order of the sequence."""
         self.layers += 1
+        if softcap is None and s_aux is None and dropout == 0 and _has_kernel(query, value):
+            return self._by_kernel(query, key, value, scaling, sliding_window)
         heads = query.shape[1]
         query, key, value = (_by_position(states) for states in (query, key, value))
         outputs = []
@@ -119,6 +122,33 @@ class FlatAttention:
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         rows = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return _take(rows, self.flat.back)[None]
+
+    def _by_kernel(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
+    ) -> Float[Tensor, " 1 s h d"]:
+        """One call for all spans; queries stand at the end of the keys that they may see."""
+        ragged = self.flat.ragged
+        query, key, value = (_by_position(states) for states in (query, key, value))
+        out = varlen_attn(
+            query.contiguous(),
+            _take(key, ragged.keys),
+            _take(value, ragged.keys),
+            ragged.query_ends,
+            ragged.key_ends,
+            ragged.longest_query,
+            ragged.longest_key,
+            scale=scaling,
+            # That many keys to the left of a query's own place, and none to the right.
+            window_size=(-1 if window is None else window - 1, 0),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out[None]
+
+
+def _has_kernel(query: Tensor, value: Tensor) -> bool:
+    """Whether torch has flash attention for sequences of different lengths here."""
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return query.is_cuda and half and query.shape[-1] == value.shape[-1] <= 256
 
 
 def _explicit(

@@ -7,6 +7,7 @@ reads it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -68,6 +69,22 @@ class Bucket:
         return (seen if window is None else seen & (key > place - window))[:, None]
 
 
+class Ragged(NamedTuple):
+    """Spans one after the other; the queries stand in the flat sequence in this order already.
+
+    Attributes:
+        keys: positions of the keys of all spans, prompts again for every span that sees them.
+        query_ends, key_ends: where spans end, from 0.
+        longest_query, longest_key: tokens of the longest ones.
+    """
+
+    keys: Int[Tensor, " k"]
+    query_ends: Int[Tensor, " n1"]
+    key_ends: Int[Tensor, " n1"]
+    longest_query: int
+    longest_key: int
+
+
 @dataclass(frozen=True)
 class Flat:
     """The flat sequence of a micro-batch.
@@ -89,6 +106,19 @@ class Flat:
     buckets: list[Bucket]
     back: Int[Tensor, " s"]
     masks: dict[tuple, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def ragged(self) -> "Ragged":
+        """The spans for a kernel that takes sequences of different lengths."""
+        device = self.input_ids.device
+        keys = [np.arange(start, start + count) for span in self.spans for start, count in (span.prompt, span.queries)]
+
+        def ends(lengths: list[int]) -> Int[Tensor, " n1"]:
+            return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(device)
+
+        queries, seen = [span.queries[1] for span in self.spans], [span.keys for span in self.spans]
+        index = torch.from_numpy(np.concatenate(keys)).to(device)
+        return Ragged(index, ends(queries), ends(seen), max(queries), max(seen))
 
     def mask(self, number: int, window: int | None, dtype: torch.dtype) -> Float[Tensor, " n 1 q k"]:
         """The additive mask of a bucket: 0 where a query sees a key, −∞ where not."""

@@ -4,11 +4,15 @@ The weights are drawn wide, with standard deviation 0.3. At the usual 0.02 a wro
 and could hide.
 """
 
+import argparse
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -233,10 +237,60 @@ def _relative(own: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> floa
 def _leaking(flat: Flat) -> Flat:
     """A wrong mask: every position sees all that stand before it, other prompts and completions too."""
     size = flat.input_ids.shape[1]
-    buckets, back = buckets_of([Span((0, size), (0, 0))], size)
-    return replace(flat, buckets=buckets, back=torch.from_numpy(back), masks={})
+    spans = [Span((0, size), (0, 0))]
+    buckets, back = buckets_of(spans, size)
+    return replace(flat, spans=spans, buckets=buckets, back=torch.from_numpy(back), masks={})
 
 
 def _shifted(flat: Flat) -> Flat:
     """Wrong positions: a second completion's begin after the first one's end."""
     return replace(flat, position_ids=torch.arange(flat.input_ids.shape[1])[None], masks={})
+
+
+def table(found: list[Parity]) -> str:
+    """The page of `docs/architectures.md`."""
+    made_by = (
+        "Made by `python -m prefopt.scoring.parity --write docs/architectures.md` with transformers "
+        f"{transformers.__version__} and torch {torch.__version__.partition('+')[0]}."
+    )
+    what = (
+        "Tiny models with wide random weights (standard deviation 0.3), in float64. Log-probs and gradients of every "
+        "layout that a model is allowed (padded rows; where it says *shared*, also one flat sequence in which the "
+        f"prompt stands once) against forward passes of one row each. They must agree to {TOLERANCE:g}; a wrong mask "
+        f"and wrong positions (*control*) must show by more than {SEEN:g} nats."
+    )
+    always = (
+        "Every run makes the same comparison with its own model before it uses the flat sequence, and again when rows "
+        "become longer (`prefopt/scoring/sharing.py`)."
+    )
+    lines = ["# Architectures whose completions share their prompt", ""]
+    for paragraph in (made_by, what, always):
+        lines += [*textwrap.wrap(paragraph, 120), ""]
+    lines += [
+        "| architecture | completions | log-probs, nats | gradient, relative | control, nats |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for one in found:
+        layout = f"padded: {one.why_padded}" if one.why_padded else "shared"
+        control = "" if one.why_padded else f"{one.controls:.2g}"
+        mark = "" if one.holds else " **fails**"
+        lines.append(f"| {one.name}{mark} | {layout} | {one.logps:.0e} | {one.gradient:.0e} | {control} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Compare every architecture, and print the table or write it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--write", type=Path, help="file to write the table to")
+    chosen = parser.parse_args()
+    found = [parity(name) for name in ARCHITECTURES]
+    if chosen.write is None:
+        print(table(found))
+    else:
+        chosen.write.write_text(table(found))
+    if not all(one.holds for one in found):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

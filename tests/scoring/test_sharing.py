@@ -175,3 +175,39 @@ def test_checkpointed_layers_see_the_same_in_the_backward_pass() -> None:
         gradients.append([weight.grad for weight in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def ragged_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_ends: torch.Tensor,
+    key_ends: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """What torch documents of ``varlen_attn``, one sequence at a time: the last query stands at the last key."""
+    assert longest_query == query_ends.diff().max()
+    assert longest_key == key_ends.diff().max()
+    outputs = []
+    for i in range(len(query_ends) - 1):
+        q = query[query_ends[i] : query_ends[i + 1]].transpose(0, 1)
+        k, v = (states[key_ends[i] : key_ends[i + 1]].transpose(0, 1) for states in (key, value))
+        ahead = torch.arange(k.shape[1]) - torch.arange(q.shape[1])[:, None] - (k.shape[1] - q.shape[1])
+        seen = (ahead <= window_size[1]) & ((window_size[0] == -1) | (ahead >= -window_size[0]))
+        options = {"attn_mask": seen, "scale": scale, "enable_gqa": enable_gqa}
+        outputs.append(nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], **options)[0])
+    return torch.cat([out.transpose(0, 1) for out in outputs])
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral, window", "gpt2"])
+def test_a_kernel_for_ragged_sequences_is_given_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of CUDA in half precision, with the kernel written out."""
+    monkeypatch.setattr(attention, "_has_kernel", lambda *_: True)
+    monkeypatch.setattr(attention, "varlen_attn", ragged_attention)
+    found = parity(name)
+    assert found.holds, found
