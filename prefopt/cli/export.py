@@ -4,25 +4,38 @@ import numpy as np
 import torch
 
 from prefopt.errors import UsageError
-from prefopt.models import export_merged, load_tokenizer
+from prefopt.models import export_merged, is_classifier, load_tokenizer
 from prefopt.models.export import DTYPES
 from prefopt.rollouts import GenerationSettings, TransformersGenerator
+from prefopt.rollouts.reward_model import RewardModel
 from prefopt.scoring import Layout, score
 
 SAMPLES, TOKENS = 8, 64
 
 
 def run_export(adapter: str, out: str, dtype: str) -> None:
-    """Merge, write, and print how far the merged model's log-probs are from the trained one's on its own samples."""
+    """Merge, write, and print how far the merged model is from the trained one: its log-probs, or its rewards."""
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}.")
     trained, merged = export_merged(adapter, out, dtype=dtype)
-    gap = log_prob_gap(trained, merged, load_tokenizer(adapter))
+    tokenizer = load_tokenizer(adapter)
     print(f"saved to {out} ({dtype})")
+    if is_classifier(merged.config):
+        gap, what, unit = reward_gap(trained, merged, tokenizer), "rewards of {} random sequences", ""
+    else:
+        gap, what = log_prob_gap(trained, merged, tokenizer), "log-probs of {} tokens sampled from the trained model"
+        unit = " nats"
     print(
-        f"log-probs of {len(gap)} tokens sampled from the trained model, merged against trained: "
-        f"mean absolute difference {gap.mean():.2g}, largest {gap.max():.2g} nats"
+        f"{what.format(len(gap))}, merged against trained: mean absolute difference {gap.mean():.2g}, "
+        f"largest {gap.max():.2g}{unit}"
     )
+
+
+def reward_gap(trained: torch.nn.Module, merged: torch.nn.Module, tokenizer: object) -> np.ndarray:
+    """|r_merged − r_trained| of sequences of random tokens."""
+    rows = list(np.random.default_rng(0).integers(len(tokenizer), size=(SAMPLES, TOKENS)))
+    one, other = (np.array(RewardModel(model, tokenizer).score(rows)) for model in (trained, merged))
+    return np.abs(other - one)
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ import torch
 from peft import PeftModel
 
 from prefopt.errors import ModelError
-from prefopt.models.load import ModelSettings, base_of, load_causal_lm, load_tokenizer
+from prefopt.models.load import ModelSettings, base_of, load_causal_lm, load_reward_model, load_tokenizer
+from prefopt.models.reward_head import settle_padding
 
 RUN_FILE = "prefopt.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -16,7 +17,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 def export_merged(
     adapter: str | Path, out: str | Path, *, dtype: str = "bfloat16"
 ) -> tuple[PeftModel, torch.nn.Module]:
-    """Write ``base + adapter`` as one model that any tool can load.
+    """Write ``base + adapter`` as one model that any tool can load: a language model, or a reward model with its head.
 
     An adapter that was trained on a quantized base (its ``prefopt.json`` says so) is merged into that base
     dequantized, because it has learnt to make up for the quantisation; any other into its base in full precision.
@@ -31,22 +32,23 @@ def export_merged(
         The model as trained (its base as it was in training), and the merged one as written, for comparison.
 
     Raises:
-        ModelError: the folder holds no adapter, or that of a reward model; or neither it nor its base has a tokenizer.
+        ModelError: the folder holds no adapter; or neither it nor its base has a tokenizer.
     """
     folder = Path(adapter)
     if not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder} holds no adapter (adapter_config.json is missing): there is nothing to merge.")
-    if json.loads((folder / "adapter_config.json").read_text()).get("task_type") == "SEQ_CLS":
-        raise ModelError(
-            f"{folder} is the adapter of a reward model, which is used as it is: only policies are merged."
-        )
+    rewards = json.loads((folder / "adapter_config.json").read_text()).get("task_type") == "SEQ_CLS"
+    load_base = load_reward_model if rewards else load_causal_lm
     record = folder / RUN_FILE
     quantized = record.is_file() and json.loads(record.read_text()).get("adapter") == "qlora"
-    settings = ModelSettings(adapter="qlora" if quantized else None, dtype=torch.float32)
-    base = load_causal_lm(base_of(folder), settings, trains_adapter=True)
+    settings = ModelSettings(adapter="qlora" if quantized else None, dtype=torch.float32, rewards=rewards)
+    base = load_base(base_of(folder), settings, trains_adapter=True)
     whole = base.dequantize() if quantized else base
-    merged = PeftModel.from_pretrained(whole, str(folder)).merge_and_unload().to(DTYPES[dtype])
+    adapted, tokenizer = PeftModel.from_pretrained(whole, str(folder)), load_tokenizer(folder)
+    if rewards:
+        tokenizer, _ = settle_padding(adapted, tokenizer)
+    merged = adapted.merge_and_unload().to(DTYPES[dtype])
     merged.save_pretrained(str(out))
-    load_tokenizer(folder).save_pretrained(str(out))
-    trained = load_causal_lm(base_of(folder), settings, trains_adapter=True)
-    return PeftModel.from_pretrained(trained, str(folder)).eval(), merged.eval()
+    tokenizer.save_pretrained(str(out))
+    trained = PeftModel.from_pretrained(load_base(base_of(folder), settings, trains_adapter=True), str(folder))
+    return trained.eval(), merged.eval()

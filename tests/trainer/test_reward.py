@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 import prefopt
+from prefopt.cli.export import run_export
 from prefopt.errors import ModelError, UsageError
 from prefopt.models import ModelSettings, export_merged, head_of, load_policy, settle_padding
 from prefopt.models.reward_head import RewardHead
@@ -331,9 +332,23 @@ def test_a_reward_model_is_refused_as_a_policy(adapter: str | None, tmp_path: Pa
     trained(tmp_path, adapter)
     with pytest.raises(ModelError, match="no language model: give its base instead"):
         trainer("dpo", tiny.pairs(4), model=str(tmp_path / "out"))
-    if adapter is not None:
-        with pytest.raises(ModelError, match="adapter of a reward model, which is used as it is"):
-            export_merged(tmp_path / "out", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+def test_an_exported_reward_model_gives_the_rewards_of_its_adapter(adapter: str, tmp_path: Path) -> None:
+    trained(tmp_path, adapter)
+    asked = ["a b"] * 4, ["good c", "bad", "very good d e", "f"]
+    expected = RewardModel.load(tmp_path / "out")(*asked)
+    export_merged(tmp_path / "out", tmp_path / "merged", dtype="float32")
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    assert RewardModel.load(tmp_path / "merged")(*asked) == pytest.approx(expected, abs=1e-4)
+    # Any other tool finds the head, and the padding before which the score is read.
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", num_labels=1)
+    assert plain.config.pad_token_id == RewardModel.load(tmp_path / "out").tokenizer.pad_token_id
+    run_export(str(tmp_path / "out"), str(tmp_path / "sixteen"), "bfloat16")
+    rough = RewardModel.load(tmp_path / "sixteen")(*asked)
+    assert rough == pytest.approx(expected, abs=0.1)
+    assert rough != expected
 
 
 def test_the_head_keeps_float32_over_a_lower_precision() -> None:
