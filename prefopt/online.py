@@ -15,10 +15,12 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from prefopt.batches import Completions, Rollouts, TokenLogps
 from prefopt.catalogue import Algorithm
+from prefopt.catalogue.recipes import CHECKPOINTING
 from prefopt.console import say
 from prefopt.data import DataSettings, Encoder, TokenizedDataset
 from prefopt.errors import UsageError
 from prefopt.models import Critic, Reference, make_critic
+from prefopt.models.critic import ModelCritic
 from prefopt.objective import Loss, Objective
 from prefopt.objectives import get_objective
 from prefopt.reduction import step_loss
@@ -78,6 +80,7 @@ class OnlineRun:
         if critic is not None:
             self.critic = make_critic(None if critic.critic == "auto" else critic.critic, policy)
             self.value = get_objective("value", epsilon_value=critic.epsilon_value)
+        self.start = Start(policy) if algorithm.plan.restart else None
         self.loader: RolloutLoader | None = None
         self._moved: list[Tensor] = []
 
@@ -109,8 +112,11 @@ class OnlineRun:
         args: TrainingArguments,
         accelerator: Accelerator,
         record: Callable[[dict[str, Tensor]], None],
+        optimizer: Callable[[], torch.optim.Optimizer],
     ) -> "Loaders":
         """What makes loaders, once training arguments and processes are known."""
+        if isinstance(self.critic, ModelCritic) and getattr(args, CHECKPOINTING):
+            _checkpoint(self.critic.model, getattr(args, f"{CHECKPOINTING}_kwargs"))
 
         def gather(own: Tensor) -> Tensor:
             return own if args.world_size == 1 else torch.cat(gather_object([own.cpu()]))
@@ -129,7 +135,7 @@ class OnlineRun:
             autocast=accelerator.autocast,
             record=record,
         )
-        return Loaders(self, maker, policy, args)
+        return Loaders(self, maker, policy, args, optimizer)
 
     # ---- the critic --------------------------------------------------------------------------------------------
 
@@ -188,12 +194,17 @@ class OnlineRun:
         return self.loader.given / len(self.loader)
 
     def metrics(self, loss: Loss) -> dict[str, Tensor]:
-        """Those of a loss of `objective`, under the same names whether the critic's is part of it or not."""
-        if self.critic is None or self.critic.separate:
-            return dict(loss.metrics)
-        parts = f"{self.algorithm.objective.name}/", f"{self.value.name}/{self.value.name}"
-        names = (name.removeprefix(parts[0]).replace(parts[1], self.value.name) for name in loss.metrics)
-        return dict(zip(names, loss.metrics.values(), strict=True))
+        """Those of a loss of `objective`, under the same names whether the critic's is part of it or not.
+
+        ``kl`` is that of the reward where there is one, logged with the rollout; the loss's own is then ``kl/loss``.
+        """
+        found = dict(loss.metrics)
+        if self.critic is not None and not self.critic.separate:
+            parts = f"{self.algorithm.objective.name}/", f"{self.value.name}/{self.value.name}"
+            found = {k.removeprefix(parts[0]).replace(parts[1], self.value.name): v for k, v in found.items()}
+        if "kl" in found and "ref_logps" in self.algorithm.source.needs:
+            found["kl/loss"] = found.pop("kl")
+        return found
 
     def watch(self, metrics: Mapping[str, Tensor]) -> None:
         """Add up how far the policy has moved from the one that sampled, where a limit is set."""
@@ -243,6 +254,7 @@ class Loaders:
     maker: RolloutMaker
     policy: Callable[[], nn.Module]
     args: TrainingArguments
+    optimizer: Callable[[], torch.optim.Optimizer]
 
     def train(self, dataset: TokenizedDataset, seed: int) -> RolloutLoader:
         """Rollouts for training, kept so that a checkpoint can hold their state."""
@@ -255,6 +267,7 @@ class Loaders:
             accumulation=args.gradient_accumulation_steps,
             seed=seed,
             begin=lambda: self.run.reference.renew(self.policy()),
+            restart=lambda: self.run.start.restore(self.policy(), self.optimizer()),
         )
         return self.run.loader
 
@@ -265,6 +278,35 @@ class Loaders:
         return EvaluationRollouts(self.maker, dataset, args.eval_batch_size, seed=seed, world=world, rank=rank)
 
 
+class Start:
+    """The weights that are trained as they were at the start, to begin every round from.
+
+    They are kept on the CPU. A resumed run finds them as the first one did: in the model that it is given.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        self.weights = {
+            name: weight.detach().to("cpu", copy=True)
+            for name, weight in policy.named_parameters()
+            if weight.requires_grad
+        }
+
+    @torch.no_grad()
+    def restore(self, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Set the policy back, and let the optimizer forget what it knew of the weights that were left."""
+        for name, weight in policy.named_parameters():
+            if name in self.weights:
+                weight.copy_(self.weights[name])
+        optimizer.state.clear()
+
+
+def _checkpoint(model: nn.Module, options: Mapping[str, Any] | None) -> None:
+    """Switch on for a model of its own what transformers switches on for the one that it trains."""
+    kwargs = dict(options or {})
+    own = {name: kwargs.pop(name) for name in ("every_n_layers", "offload") if name in kwargs}
+    getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": kwargs or None}, **own)
+
+
 def _check_plan(algorithm: Algorithm) -> None:
     """Refuse what would have no effect."""
     name, plan = algorithm.name, algorithm.plan
@@ -272,6 +314,8 @@ def _check_plan(algorithm: Algorithm) -> None:
         raise UsageError(f"{name} does not measure how far it is from the policy that sampled: leave target_kl out.")
     if plan.renew_reference and not algorithm.needs_reference:
         raise UsageError(f"{name} uses no reference model: leave renew_reference out.")
+    if plan.restart and algorithm.uses_ratio:
+        raise UsageError(f"{name} learns from samples of the very policy that it improves: leave restart out.")
 
 
 def generation_settings(

@@ -191,7 +191,11 @@ class Trainer(transformers.Trainer):
             watch.attach(self._held_out_accuracy)
         if self.online is not None:
             self.loaders = self.online.loaders(
-                lambda: self.policy, args, self.accelerator, lambda values: self._means.add(values)
+                lambda: self.policy,
+                args,
+                self.accelerator,
+                record=lambda values: self._means.add(values),
+                optimizer=lambda: self.optimizer,
             )
         # Every share of a step's loss is divided by global denominators already.
         self.loss_is_scaled_for_ga = True

@@ -213,9 +213,9 @@ def online_algorithms() -> dict[str, Online]:
                 title="Beyond Human Data: Scaling Self-Training for Problem-Solving with Language Models",
                 year=2023,
                 arxiv="2312.06585",
-                formula="-log π(y), y every completion of the round with reward ≥ τ",
+                formula="-log π(y) from the start, y every completion of the round with reward ≥ τ",
                 use="Answers that can be checked: right or wrong.",
             ),
-            plan={"minibatches": 16},
+            plan={"minibatches": 16, "restart": True},
         ),
     }

@@ -25,6 +25,7 @@ class Recipe:
         batch: examples per optimizer step and device (micro-batch × accumulation).
         micro_batch: examples per forward pass.
         epochs: passes over the data.
+        schedule: of the learning rate, as transformers calls it.
     """
 
     full: float
@@ -32,6 +33,7 @@ class Recipe:
     batch: int = 32
     micro_batch: int = 4
     epochs: float = 1.0
+    schedule: str = "cosine"
 
     def arguments(self, *, trains_adapter: bool, quantized: bool, device: str | None = None) -> dict[str, Any]:
         """The keyword arguments for this way of training.
@@ -45,7 +47,7 @@ class Recipe:
         bf16 = cuda and (device is not None or torch.cuda.is_bf16_supported())
         return {
             "learning_rate": self.adapter if trains_adapter else self.full,
-            "lr_scheduler_type": "cosine",
+            "lr_scheduler_type": self.schedule,
             "warmup_steps": 0.1,
             "num_train_epochs": self.epochs,
             "per_device_train_batch_size": self.micro_batch,
@@ -66,9 +68,9 @@ class Recipe:
         }
 
 
-def _recipe(full: float, **sizes: int) -> Recipe:
+def _recipe(full: float, **others: Any) -> Recipe:
     # 10 * 1e-6 is not 1e-5 in binary, and the number is printed.
-    return Recipe(full=full, adapter=float(f"{10 * full:.6g}"), **sizes)
+    return Recipe(full=full, adapter=float(f"{10 * full:.6g}"), **others)
 
 
 # Learning rates of a full fine-tune.
@@ -102,7 +104,9 @@ _RECIPES = {
     ),
     # Imitation.
     "sft": _recipe(2e-5),
-    **dict.fromkeys(("rejection_sampling", "rest_em"), _recipe(2e-5, batch=16)),
+    "rejection_sampling": _recipe(2e-5, batch=16),
+    # Each round begins from the start again, and none may count for less than another.
+    "rest_em": _recipe(2e-5, batch=16, schedule="constant"),
     # Sampled by the policy itself: a batch counts prompts, of which each has several completions.
     **dict.fromkeys(("ppo", "rloo", "reinforce", "reinforce_pp", "nash_md"), _recipe(1e-6, batch=16)),
     **dict.fromkeys(("grpo", "dr_grpo", "dapo", "gspo", "cispo"), _recipe(1e-6, batch=16)),

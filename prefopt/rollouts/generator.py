@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
+    Cache,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -16,6 +17,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import DynamicLayer
 
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.objective import check_parameter, parameter
@@ -155,8 +157,8 @@ class TransformersGenerator:
         if mixture is not None:
             processors.insert(0, _Mixer(mixture, inputs["attention_mask"].repeat_interleave(settings.n, dim=0)))
         config = self._config(model, settings, width)
-        if settings.n > 1 and mixture is None:
-            inputs = _with_cache(model, inputs, settings.n)
+        if mixture is None:
+            inputs = _with_cache(model, inputs, settings.n, room=config.max_new_tokens)
             config.num_return_sequences = 1
         output = model.generate(
             **inputs,
@@ -256,8 +258,39 @@ class _Mixer(LogitsProcessor):
         return torch.lerp(scores, self.mixture.reference(input_ids, mask).to(scores.dtype), self.mixture.weight)
 
 
-def _with_cache(model: nn.Module, inputs: dict[str, Tensor], n: int) -> dict[str, Any]:
-    """The inputs of ``generate`` for n samples of each prompt, with all but its last token in the cache."""
+class _Room(DynamicLayer):
+    """Keys and values of a layer, with room for those to come: each is written once, where transformers' own layer
+    copies all that came before for every token.
+
+    Args:
+        keys, values: of the tokens so far, [R, heads, T, d].
+        room: how many more there will be at the most.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._whole = [torch.nn.functional.pad(each, (0, 0, 0, room)) for each in (keys, values)]
+        self.keys, self.values = (whole[:, :, : keys.shape[2]] for whole in self._whole)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Take in the next ones; all so far."""
+        start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        for whole, new in zip(self._whole, (key_states, value_states), strict=True):
+            whole[:, :, start:end] = new
+        self.keys, self.values = (whole[:, :, :end] for whole in self._whole)
+        return self.keys, self.values
+
+
+def _with_cache(model: nn.Module, inputs: dict[str, Tensor], n: int, room: int) -> dict[str, Any]:
+    """The inputs of ``generate`` for n samples of each prompt, with all but its last token in the cache.
+
+    Args:
+        model: reads the prompts.
+        inputs: of the prompts.
+        n: samples of each.
+        room: tokens that will be sampled at the most.
+    """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     repeated = {"input_ids": ids.repeat_interleave(n, dim=0), "attention_mask": mask.repeat_interleave(n, dim=0)}
     if ids.shape[1] < 2 or not _plain_cache(model):
@@ -273,7 +306,8 @@ def _with_cache(model: nn.Module, inputs: dict[str, Tensor], n: int) -> dict[str
         use_cache=True,
     )
     cache.batch_repeat_interleave(n)
-    return {**repeated, "past_key_values": cache}
+    layers = [_Room(layer.keys, layer.values, room) for layer in cache.layers]
+    return {**repeated, "past_key_values": Cache(layers=layers)}
 
 
 def _plain_cache(model: nn.Module) -> bool:

@@ -90,10 +90,15 @@ class RolloutMaker:
                     break
         # A few may be missing after so many tries: the rollout is then a little smaller.
         self.record({"groups/kept": torch.tensor([len(kept) / seen])})
-        examples = self._examples(kept, frozen=False) if kept else []
-        if len(examples) < least:
-            raise UsageError(_NOTHING.format(seen))
+        self._check_everyone(len(kept), 1, seen)
+        examples = self._examples(kept, frozen=False)
+        self._check_everyone(len(examples), least, seen)
         return examples
+
+    def _check_everyone(self, own: int, least: int, seen: int) -> None:
+        """Stop all processes together where one has too little: the others would wait for it for ever."""
+        if int(self.gather(torch.tensor([own])).min()) < least:
+            raise UsageError(_NOTHING.format(seen))
 
     def evaluate(self, prompts: Sequence[TokenizedExample], seed: int) -> list[TokenizedExample]:
         """The examples that prompts yield, without a second draw, and without a trace in the controller."""

@@ -1,7 +1,7 @@
 """The training data of an online run: micro-batches made of the policy's own completions."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class Plan:
         0.0, "leave a rollout as soon as KL(π_old ‖ π) at a token exceeds this; 0 is off", at_least=0
     )
     renew_reference: bool = parameter(False, "make the policy its own reference before every rollout (rounds)")
+    restart: bool = parameter(False, "learn from every rollout beginning with the weights of the start (rounds)")
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -77,6 +78,7 @@ class RolloutLoader:
         accumulation: micro-batches per optimizer step.
         seed: of sampling and of the order within a rollout.
         begin: called before a rollout that is a new round (`Plan.renew_reference`).
+        restart: called when a new round has been sampled (`Plan.restart`).
     """
 
     def __init__(
@@ -88,13 +90,15 @@ class RolloutLoader:
         micro_batch: int,
         accumulation: int,
         seed: int,
-        begin: Any = None,
+        begin: Callable[[], None] | None = None,
+        restart: Callable[[], None] | None = None,
     ) -> None:
         self.maker, self.prompts, self.plan = maker, prompts, plan
         self.dataset = prompts.dataset
+        self.accumulation = accumulation
         self.per_pass = plan.minibatches * accumulation
         self.size = self.per_pass * micro_batch
-        self.seed, self.begin = seed, begin
+        self.seed, self.begin, self.restart = seed, begin, restart
         self.number = 0
         self.given = 0
         self._examples: list[TokenizedExample] = []
@@ -119,12 +123,22 @@ class RolloutLoader:
     def _next(self) -> dict[str, Any]:
         if not self._examples or self._skip or self._cursor == self.plan.passes * self.per_pass:
             self._renew()
-        place, chunk = divmod(self._cursor, self.per_pass)
-        order = np.random.default_rng([self.seed, self.number, place, self.prompts.rank])
-        rows = np.array_split(order.permutation(len(self._examples)), self.per_pass)[chunk]
+        rows = self._rows(*divmod(self._cursor, self.per_pass))
         self._cursor += 1
         self.given += 1
         return collate([self._examples[i] for i in rows], pad_token_id=self.maker.pad_token_id)
+
+    def _rows(self, place: int, chunk: int) -> np.ndarray:
+        """The examples of a micro-batch: a step's are drawn at random, and those of one prompt go together in it.
+
+        What a step adds up to does not depend on how it is cut; so prompts are shared, or padded to one length.
+        """
+        order = np.random.default_rng([self.seed, self.number, place, self.prompts.rank])
+        step, part = divmod(chunk, self.accumulation)
+        rows = np.array_split(order.permutation(len(self._examples)), self.plan.minibatches)[step]
+        prompts = [(len(self._examples[i].prompt), self._examples[i].id) for i in rows]
+        together = sorted(range(len(rows)), key=prompts.__getitem__)
+        return np.array_split(rows[together], self.accumulation)[part]
 
     def _renew(self) -> None:
         if self.begin is not None and self.plan.renew_reference and self.number > 0:
@@ -133,6 +147,8 @@ class RolloutLoader:
         seed = int(np.random.SeedSequence([self.seed, self.number, self.prompts.rank]).generate_state(1)[0])
         self._examples = self.maker.make(self.prompts.draw, self.size, least=self.per_pass, seed=seed)
         self._cursor, self._skip = 0, False
+        if self.restart is not None and self.plan.restart and self.number > 1:
+            self.restart()
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
@@ -195,13 +211,18 @@ class RolloutLoader:
         return Path(folder) / f"rollout-{self.prompts.rank}.{ending}"
 
 
+def _longest(example: TokenizedExample) -> int:
+    """Tokens of its longest row."""
+    return len(example.prompt) + max(map(len, example.completions))
+
+
 def _restored(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> TokenizedExample:
     completions = tuple(arrays.pop(f"completion/{k}") for k in range(row["completions"]))
     return TokenizedExample(row["id"], arrays.pop("prompt"), completions, None, row["labels"] | arrays)
 
 
 class EvaluationRollouts:
-    """Rollouts of the prompts of a dataset in their order, always with the same seeds.
+    """A rollout of the prompts of a dataset, always with the same seed, in micro-batches.
 
     Args:
         maker: makes examples of prompts.
@@ -221,9 +242,10 @@ class EvaluationRollouts:
         return -(-len(self.dataset) // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number, rows in enumerate(np.array_split(np.arange(len(self.dataset)), len(self))):
-            own = np.array_split(rows, self.world)[self.rank]
-            seed = int(np.random.SeedSequence([self.seed, number, self.rank]).generate_state(1)[0])
-            examples = self.maker.evaluate([self.dataset[int(i)] for i in own], seed)
-            if examples:
-                yield collate(examples, pad_token_id=self.maker.pad_token_id)
+        own = np.array_split(np.arange(len(self.dataset)), self.world)[self.rank]
+        seed = int(np.random.SeedSequence([self.seed, self.rank]).generate_state(1)[0])
+        # One rollout: what a source takes over all of it (whitening, for one) must not depend on the batch size.
+        examples = self.maker.evaluate([self.dataset[int(i)] for i in own], seed) if len(own) else []
+        size = max(1, -(-len(examples) * self.batch_size // max(1, len(own))))
+        for start in range(0, len(examples), size):
+            yield collate(examples[start : start + size], pad_token_id=self.maker.pad_token_id)

@@ -11,9 +11,10 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
-from online_runs import ADAPTER, PROMPTS, Spy, logs, online, weights  # noqa: E402
+from online_runs import ADAPTER, PROMPTS, Spy, logs, online, weights, worth  # noqa: E402
 
 import prefopt  # noqa: E402
+from prefopt.errors import UsageError  # noqa: E402
 
 ALGORITHMS = {
     "grpo": ({"passes": 2, "minibatches": 2}, {}),
@@ -36,6 +37,16 @@ def run(name: str, folder: Path, *, resume: bool = False) -> tuple[prefopt.Train
     return made, spy
 
 
+def refusal(rank: int) -> str:
+    """What a process says when the rewards of the second one distinguish nothing."""
+    made = online("online_dpo", reward=worth if rank == 0 else lambda prompts, completions: [0.5] * len(completions))
+    try:
+        made.train()
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
@@ -54,6 +65,7 @@ def main(folder: Path) -> None:
             "reward": logs(made, "reward"),
             "rewards": [reward for group in spy.groups[0] for reward in group.rewards],
         }
+    results["refusal"] = refusal(state.process_index)
     (folder / f"rank-{state.process_index}.json").write_text(json.dumps(results))
 
 

@@ -62,3 +62,7 @@ def test_each_goes_on_with_its_own_rollout(folder: Path, ranks: list[dict], name
         assert (checkpoint / f"rollout-{rank}.safetensors").is_file()
     for rank in ranks:
         assert rank[name]["resumed"] == rank[name]["weights"]
+
+
+def test_both_stop_where_the_rewards_of_one_distinguish_nothing(ranks: list[dict]) -> None:
+    assert all("distinguish no completions" in rank["refusal"] for rank in ranks)

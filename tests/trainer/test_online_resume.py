@@ -50,6 +50,8 @@ CASES = [
     pytest.param("online_dpo", ADAPTER, 3, id="online_dpo-lora"),
     pytest.param(prefopt.get_algorithm("iterative_dpo", minibatches=2), {}, 5, id="iterative_dpo"),
     pytest.param(prefopt.get_algorithm("iterative_dpo", minibatches=2), ADAPTER, 5, id="iterative_dpo-lora"),
+    # In the middle of the second round; the third begins with the start again.
+    pytest.param(prefopt.get_algorithm("rest_em", minibatches=2, threshold=-9.0), ADAPTER, 3, id="rest_em-lora"),
 ]
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from online_runs import ADAPTER, PROMPTS, Spy, logs, online, weights, worth
+from online_runs import ADAPTER, PROMPTS, Spy, logs, maker, online, weights, worth
+from transformers import TrainerCallback
 
 import prefopt
 from prefopt.catalogue.online import online_algorithms
@@ -238,6 +239,71 @@ def test_a_step_of_eight_is_two_of_four(name: str, options: dict) -> None:
     assert max((one[key] - value).abs().max() for key, value in start.items()) > 1e-3
 
 
+def test_completions_of_a_prompt_go_together_in_a_step() -> None:
+    algorithm = prefopt.get_algorithm("grpo", passes=2)
+    args = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 4}
+    run = online(algorithm, args=args)
+    steps = batches_of(run)
+    run.train()
+    found = [[[prompt for prompt, _ in rows_of(batch)] for batch in step] for step in steps]
+    for step in found:
+        assert all(len(set(prompts)) == 1 for prompts in step)
+        assert len({prompts[0] for prompts in step}) == 4
+
+
+def test_a_round_of_rest_em_begins_with_the_weights_of_the_start() -> None:
+    """Sampled by the policy as it has become, learned from by the one that began, with a fresh optimizer."""
+    run = online(
+        prefopt.get_algorithm("rest_em", minibatches=2, threshold=-9.0), args={"max_steps": 5, "learning_rate": 1e-2}
+    )
+    start, sampled, trained, counts = weights(run), [], [], []
+    made = maker(run).roll_out
+
+    def roll_out(prompts: list) -> list:
+        sampled.append(weights(run))
+        return made(prompts)
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            trained.append(weights(run))
+
+        def on_step_end(self, *_: Any, optimizer: Any, **__: Any) -> None:
+            counts.append({int(state["step"]) for state in optimizer.state.values()})
+
+    def same(one: dict, other: dict) -> bool:
+        return all(torch.equal(value, other[key]) for key, value in one.items())
+
+    maker(run).roll_out = roll_out
+    run.add_callback(Look())
+    run.train()
+    assert [same(each, start) for each in sampled] == [True, False, False]
+    assert [same(each, start) for each in trained] == [True, False, True, False, True]
+    assert counts == [{1}, {2}, {1}, {2}, {1}]
+    onwards = online(
+        prefopt.get_algorithm("rest_em", minibatches=2, threshold=-9.0, restart=False), args={"max_steps": 5}
+    )
+    onwards.train()
+    assert onwards.online.start is None
+
+
+def test_the_kl_of_the_reward_and_that_of_the_loss_have_names_of_their_own() -> None:
+    algorithm = prefopt.get_algorithm("ppo", beta=0.1, kl="k2", passes=2, critic="head")
+    run = online(algorithm, args={"max_steps": 4, "learning_rate": 1e-2}, **ADAPTER)
+    spy = Spy(run)
+    run.train()
+    expected = [
+        np.mean([(tokens["old_logps"] - tokens["ref_logps"]).sum() for group in groups for tokens in group.tokens])
+        for groups in spy.groups
+    ]
+    assert logs(run, "kl") == pytest.approx(expected, abs=1e-5)
+    assert len(logs(run, "kl/loss")) == 4
+    assert min(logs(run, "kl/loss")) >= 0
+    alone = online(prefopt.get_algorithm("ppo", beta=0.1, kl_coef=0.0), args={"max_steps": 2, "learning_rate": 1e-2})
+    alone.train()
+    assert len(logs(alone, "kl")) == 2
+    assert not logs(alone, "kl/loss")
+
+
 def test_a_rollout_is_left_when_the_policy_has_moved_too_far() -> None:
     made = {}
     for target in (0.0, 1e-6, 1e6):
@@ -256,6 +322,8 @@ def test_a_plan_without_effect_is_refused() -> None:
         online(prefopt.get_algorithm("online_dpo", target_kl=0.1))
     with pytest.raises(UsageError, match="dapo uses no reference model: leave renew_reference out"):
         online(prefopt.get_algorithm("dapo", renew_reference=True))
+    with pytest.raises(UsageError, match="samples of the very policy that it improves: leave restart out"):
+        online(prefopt.get_algorithm("grpo", restart=True))
 
 
 # ---- groups that teach nothing -----------------------------------------------------------------------------------
@@ -320,6 +388,20 @@ def test_evaluation_gives_the_same_numbers_twice_and_leaves_no_trace(name: str) 
     assert {"eval_loss", "eval_reward", "eval_completions/length"} <= first.keys()
     assert all(np.isfinite(value) for value in first.values())
     assert all(torch.equal(value, before[key]) for key, value in weights(run).items())
+
+
+@pytest.mark.parametrize("name", ["ppo", "rloo", "online_dpo"])
+def test_evaluation_does_not_depend_on_the_batch_size(name: str) -> None:
+    found = []
+    for size in (1, 3, 8):
+        options = {"critic": "head"} if name == "ppo" else {}
+        args = {"per_device_eval_batch_size": size, "max_steps": 1, "learning_rate": 1e-2}
+        run = online(prefopt.get_algorithm(name, **options), eval_dataset=PROMPTS, args=args, **ADAPTER)
+        run.train()
+        found.append({k: v for k, v in run.evaluate().items() if "second" not in k and "runtime" not in k})
+    assert found[0]["eval_loss"] != 0
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-4, abs=1e-6)
 
 
 def test_evaluation_between_steps_changes_nothing_of_a_run() -> None:
@@ -400,8 +482,9 @@ def test_the_reward_lands_on_the_last_token_whether_a_completion_ended_or_was_cu
 
 def trains(name: str, how: dict, **given: Any) -> prefopt.Trainer:
     """Three steps, all weights that are trained move, and every number is one."""
-    given |= {"threshold": 0.0} if name == "rest_em" else {}
     given |= {"minibatches": 1} if "minibatches" in online_algorithms()[name].plan else {}
+    # All steps in one round: the next one would begin with the start again.
+    given |= {"threshold": 0.0, "minibatches": 3} if name == "rest_em" else {}
     algorithm = prefopt.get_algorithm(name, **given)
     run = online(algorithm, eval_dataset=PROMPTS[:3], args={"learning_rate": 1e-2}, **how)
     before = {key: value.detach().clone() for key, value in run.policy.named_parameters() if value.requires_grad}

@@ -227,6 +227,18 @@ def test_a_model_critic_is_trained_beside_a_full_policy() -> None:
     assert moved == start.keys() - {"lm_head.weight"}
 
 
+def test_a_model_critic_is_checkpointed_like_the_policy() -> None:
+    ends = []
+    for checkpointing in (False, True):
+        run, _, _ = recorded("model", how={}, args={"gradient_checkpointing": checkpointing, "max_steps": 2})
+        layers = [module for module in run.online.critic.model.modules() if hasattr(module, "gradient_checkpointing")]
+        assert layers
+        assert {layer.gradient_checkpointing for layer in layers} == {checkpointing}
+        ends.append(run.online.critic.state(run.policy))
+    for key, value in ends[0].items():
+        torch.testing.assert_close(ends[1][key], value)
+
+
 def train_and_save(name: str, base: Path, out: Path, adapter: str) -> str:
     """One step of an algorithm on a base by path; the folder of its result."""
     args = {"max_steps": 1, "learning_rate": 1e-2}
