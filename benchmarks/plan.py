@@ -1,7 +1,7 @@
 """What `prefopt plan` predicts, against what training then holds.
 
     python benchmarks/plan.py                  # a few minutes on a CPU, less on a GPU
-    python benchmarks/plan.py --only dpo-lora  # one case
+    python benchmarks/plan.py --only dpo-lora ppo-lora
 
 Every case is a run of a few steps in a process of its own, on a model made from a config with random weights. On a CPU
 the measured peak is that of all tensors alive, operation by operation (`prefopt.planning.recorder`): the size of a
@@ -160,7 +160,6 @@ def measure(case: Case) -> dict[str, Any]:
         trainer = Trainer(folder, algorithm, data, args=args | run, **told)
         measured = peak(trainer)
     return {
-        "case": case.name,
         "predicted": made.total,
         "measured": measured,
         "error": made.total / measured - 1,
@@ -188,14 +187,17 @@ def peak(trainer: Trainer) -> int:
 
 def hardware() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if CUDA else platform.processor() or platform.machine()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     versions = {"prefopt": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    return {"device": device, "python": platform.python_version(), "commit": commit, **versions}
+    return {"device": device, "python": platform.python_version(), **versions}
+
+
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="one case")
+    parser.add_argument("--only", nargs="+", default=[case.name for case in CASES], help="cases; others are kept")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     parser.add_argument("--out", default=str(HERE / "results" / "plan.json"))
     options = parser.parse_args()
@@ -203,19 +205,21 @@ def main() -> None:
     if options.inside:
         print(json.dumps(measure(by_name[options.inside])))
         return
-    results = []
+    out = Path(options.out)
+    made = {"hardware": hardware(), "shape": {**SHAPE, "vocabulary": VOCABULARY, "row": [PROMPT, COMPLETION]}}
+    before = json.loads(out.read_text()) if out.is_file() else {}
+    same = all(before.get(key) == value for key, value in made.items())
+    results = before["results"] if same else {}
     print(f"{'case':28}{'predicted':>12}{'measured':>12}{'error':>8}   peak")
-    for name in [options.only] if options.only else by_name:
+    for name in options.only:
         done = subprocess.run([sys.executable, __file__, "--inside", name], capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
         one = json.loads(done.stdout.splitlines()[-1])
-        results.append(one)
-        sizes = f"{one['predicted'] / 2**20:9.1f} MiB{one['measured'] / 2**20:8.1f} MiB"
+        results[name] = one | {"commit": commit()}
+        sizes = f"{one['predicted'] / 2**20:8.1f} MiB{one['measured'] / 2**20:8.1f} MiB"
         print(f"{name:28}{sizes}{one['error']:+8.1%}   {one['peak']}", flush=True)
-    if not options.only:
-        made = {"hardware": hardware(), "shape": {**SHAPE, "vocabulary": VOCABULARY}, "results": results}
-        Path(options.out).write_text(json.dumps(made, indent=2) + "\n")
+        out.write_text(json.dumps({**made, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
