@@ -25,6 +25,7 @@ WITHOUT_EFFECT = {
     "auto_find_batch_size": "set per_device_train_batch_size; the effective batch is part of the result",
 }
 _PRECISION = ("bf16", "fp16")
+_CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 
 def training_arguments(
@@ -74,6 +75,12 @@ def merged_fields(given: dict[str, Any], recipe: dict[str, Any], algorithm: str)
     recipe = {"output_dir": "prefopt-" + re.sub(r"[^\w.=]+", "-", algorithm).strip("-"), **recipe}
     if "gradient_checkpointing" in given or "activation_checkpointing" in given:
         recipe = {key: value for key, value in recipe.items() if not key.startswith(CHECKPOINTING)}
+    if any(given.get(f"{name}_kwargs") for name in _CHECKPOINTING) and not any(
+        {**recipe, **given}.get(name) for name in _CHECKPOINTING
+    ):
+        raise UsageError(
+            f"args: {CHECKPOINTING}_kwargs would have no effect: set {CHECKPOINTING}=true, which is not on here."
+        )
     if any(key in given for key in (*_PRECISION, "use_cpu")):
         recipe = {key: value for key, value in recipe.items() if key not in _PRECISION}
     merged = recipe | given

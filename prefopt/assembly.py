@@ -15,7 +15,9 @@ from prefopt.objective import Needs
 from prefopt.rollouts import GenerationSettings
 
 
-def check_assembly(algorithm: Algorithm, reference: Any, reward: Any, generation: Any) -> None:
+def check_assembly(
+    algorithm: Algorithm, reference: Any, reward: Any, generation: Any, reference_cache: Any = None
+) -> None:
     """Refuse what an algorithm does not use, and what it cannot do without.
 
     Raises:
@@ -24,6 +26,8 @@ def check_assembly(algorithm: Algorithm, reference: Any, reward: Any, generation
     name = algorithm.name
     if reference is not None and not algorithm.needs_reference:
         raise UsageError(f"{name} uses no reference model: leave reference= out.")
+    if reference_cache is not None:
+        _check_cache(algorithm)
     if algorithm.online and reward is None:
         raise UsageError(f"{name} needs a reward: pass reward=, a function (or --reward FILE.py:NAME).")
     if not algorithm.online and (reward is not None or generation is not None):
@@ -39,6 +43,20 @@ def check_assembly(algorithm: Algorithm, reference: Any, reward: Any, generation
                 f"{name} compares completions of the same prompt, and learns nothing from {n}: set n of generation "
                 f"(--n) to {least} or more."
             )
+
+
+def _check_cache(algorithm: Algorithm) -> None:
+    """Refuse a cache of the reference's log-probs that could not be used, or would not be enough."""
+    name = algorithm.name
+    if not algorithm.needs_reference:
+        raise UsageError(f"{name} uses no reference model: leave reference_cache= out.")
+    if algorithm.online:
+        raise UsageError(f"{name} samples new completions, which no cache knows: leave reference_cache= out.")
+    if "kl" in algorithm.objective.needs.statistics:
+        raise UsageError(
+            f"{name} compares the reference's whole distribution at every token with the policy's, and a cache has one "
+            "log-prob of it: leave reference_cache= out."
+        )
 
 
 def check_batches(algorithm: Algorithm, needs: Needs, args: TrainingArguments) -> None:
@@ -96,7 +114,7 @@ def prepare_data(
     labels = () if algorithm.online else needs.labels
     if isinstance(source, TokenizedDataset):
         source.check(kind, labels, name)
-        return source
+        return source.without_reference()
     if source is None:
         return None
     dataset = prepare_dataset(

@@ -62,7 +62,8 @@ class RunConfig(BaseModel):
     Attributes:
         algorithm: its name.
         hyperparameters: of the algorithm, by the names that `prefopt explain` lists.
-        model, adapter, lora, reference, reward, trust_remote_code: as in `prefopt.Trainer`.
+        model, adapter, lora, reference, reference_cache, reward, share_prompts, trust_remote_code: as in
+            `prefopt.Trainer`.
         data: ``train``, ``eval`` and fields of `DataSettings`.
         generation: fields of `GenerationSettings`.
         args: fields of ``transformers.TrainingArguments``.
@@ -79,6 +80,7 @@ class RunConfig(BaseModel):
     adapter: str | None = None
     lora: dict[str, Any] = Field(default_factory=dict)
     reference: str | None = None
+    reference_cache: str | None = None
     reward: str | list[Any] | dict[str, Any] | None = None
     data: DataConfig = Field(default_factory=DataConfig)
     generation: dict[str, Any] = Field(default_factory=dict)
@@ -86,6 +88,7 @@ class RunConfig(BaseModel):
     watch: dict[str, Any] = Field(default_factory=dict)
     out: str
     resume: bool = False
+    share_prompts: bool = True
     trust_remote_code: bool = False
 
     @classmethod
@@ -265,11 +268,13 @@ def make_trainer(config: RunConfig) -> Any:
         adapter=config.adapter,
         lora=config.lora,
         reference=config.reference,
+        reference_cache=config.reference_cache,
         reward=config.reward,
         data=config.data.settings,
         generation=config.generation or None,
         callbacks=[make_watch(config.watch)] if config.watch else (),
         args={"output_dir": str(Path(config.out) / "checkpoints"), **config.args},
+        share_prompts=config.share_prompts,
         trust_remote_code=config.trust_remote_code,
     )
 

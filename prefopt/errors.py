@@ -24,6 +24,10 @@ class ModelError(PrefoptError, ValueError):
     """A model, adapter or tokenizer that cannot be loaded or does not fit the run."""
 
 
+class OutOfMemory(PrefoptError, MemoryError):
+    """A run that needs more memory than there is."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
     near = nearest(name, known)

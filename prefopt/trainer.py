@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate.utils import gather_object
@@ -20,7 +21,8 @@ from prefopt.arguments import training_arguments
 from prefopt.assembly import brings_adapter, check_assembly, check_batches, prepare_data
 from prefopt.catalogue import Algorithm, get_algorithm
 from prefopt.console import say
-from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
+from prefopt.data import DataSettings, TokenizedDataset, TokenizedExample, collate, prepare_dataset
+from prefopt.data.collate import join_reference
 from prefopt.errors import UsageError
 from prefopt.loaders import step_loader
 from prefopt.metrics import Means
@@ -36,8 +38,12 @@ from prefopt.models import (
 from prefopt.models.export import RUN_FILE
 from prefopt.objective import Loss, Objective, State
 from prefopt.online import OnlineRun
+from prefopt.portions import Portions
 from prefopt.reduction import LossSums, global_counts, step_loss
+from prefopt.reference_cache import ReferenceCache
 from prefopt.rollouts import GenerationSettings
+from prefopt.scoring import lengths_of
+from prefopt.scoring import share_prompts as let_share_prompts
 from prefopt.steps import StepScorer, pair_accuracy
 from prefopt.watch import Watch
 
@@ -79,6 +85,10 @@ class Trainer(transformers.Trainer):
             demonstrations, or prompts when online).
         callbacks: of transformers. Online runs get a `prefopt.Watch` for reward hacking that warns, unless one is here.
         lora: fields of ``peft.LoraConfig`` over prefopt's defaults.
+        reference_cache: a folder for the reference's log-probs of the datasets given here, which are scored once for
+            every run with this reference and these tokens. None scores them in every step.
+        share_prompts: whether completions of a prompt share it in forward passes where the model allows it (which is
+            checked on its numbers); False pads every row by itself.
         trust_remote_code: run code that comes with the model.
 
     Raises:
@@ -108,11 +118,13 @@ class Trainer(transformers.Trainer):
         args: Mapping[str, Any] | TrainingArguments | None = None,
         callbacks: Any = (),
         lora: Mapping[str, Any] | None = None,
+        reference_cache: str | Path | None = None,
+        share_prompts: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
         self.algorithm = get_algorithm(algorithm) if isinstance(algorithm, (str, Objective)) else algorithm
         self.objective: Objective = self.algorithm.objective
-        check_assembly(self.algorithm, reference, reward, generation)
+        check_assembly(self.algorithm, reference, reward, generation, reference_cache)
         self.online: OnlineRun | None = None
         settings = ModelSettings(
             adapter=adapter,
@@ -144,6 +156,7 @@ class Trainer(transformers.Trainer):
                 arrived_with_adapter=arrived_with_adapter,
                 settings=settings,
                 renewable=self.algorithm.plan.renew_reference,
+                cached=reference_cache is not None,
             )
             say(f"{self.algorithm.name}: the reference is {self.reference.description}.")
         if self.algorithm.online:
@@ -200,8 +213,66 @@ class Trainer(transformers.Trainer):
         # Every share of a step's loss is divided by global denominators already.
         self.loss_is_scaled_for_ga = True
         check_batches(self.algorithm, self.objective.needs, self.args)
+        whole = self._why_whole()
+        self._learned, self._scored = Portions("training", whole), Portions("scoring", whole)
+        for model in self._models():
+            let_share_prompts(model, share_prompts)
+        self._cache: ReferenceCache | None = None
+        if reference_cache is not None:
+            self._fill_cache(reference_cache)
 
     # ---- assembly ----------------------------------------------------------------------------------------------
+
+    def _models(self) -> list[nn.Module]:
+        """The policy, and those beside it that have weights of their own."""
+        roles = [self.reference, None if self.online is None else self.online.critic]
+        return [self.policy, *(role.model for role in roles if hasattr(role, "model"))]
+
+    def _why_whole(self) -> str:
+        """Why a micro-batch that does not fit into memory cannot be divided; empty where it can."""
+        if self.objective.needs.coupled:
+            return f"{self.algorithm.name} compares its examples"
+        if self.args.world_size > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return "all processes go through the same passes together"
+        if self.args.activation_checkpointing and (self.args.activation_checkpointing_kwargs or {}).get(
+            "use_reentrant"
+        ):
+            return "reentrant checkpointing adds gradients up piece by piece"
+        return ""
+
+    def _fill_cache(self, folder: str | Path) -> None:
+        """Take all that is known of the reference from disk, or score it now, before the first update."""
+        self.model.eval()
+        self._cache = ReferenceCache(
+            folder,
+            self.reference.fingerprint(self.policy),
+            self.accelerator.mixed_precision,
+            self._reference_logps,
+            everyones=self._everyones,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+        )
+        self.train_dataset = self._with_reference(self.train_dataset)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: self._with_reference(part) for name, part in self.eval_dataset.items()}
+        else:
+            self.eval_dataset = self._with_reference(self.eval_dataset)
+        # A watch asks it about pairs of its own.
+        if not any(isinstance(one, Watch) for one in self.callback_handler.callbacks):
+            self.reference = self.scorer.reference = self.reference.release()
+
+    def _with_reference(self, dataset: TokenizedDataset | None) -> TokenizedDataset | None:
+        return dataset if dataset is None or self._cache is None else self._cache.fill(dataset)
+
+    def _reference_logps(self, rows: list[TokenizedExample]) -> list[np.ndarray]:
+        """Of rows with one completion each, the reference's log-probs of the tokens that count."""
+        batch = self._prepare_inputs(collate(rows, self.processing_class.pad_token_id))
+        with torch.no_grad(), self.accelerator.autocast():
+            self._score_reference(batch)
+            if self._check_start:
+                self._check_margin_at_start(batch)
+        parts = batch["ref_logps"].cpu().split(lengths_of(batch["completion_mask"]).tolist())
+        return [part.numpy() for part in parts]
 
     def _own_watch(self, callbacks: Any) -> list[TrainerCallback]:
         """Online runs are watched for reward hacking, by the user's own watch or by one that only warns."""
@@ -255,8 +326,10 @@ class Trainer(transformers.Trainer):
     def _eval_dataset(self, eval_dataset: Any) -> TokenizedDataset:
         if isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict):
             return self.eval_dataset[eval_dataset]
+        if self._cache is not None and self._cache.knows(eval_dataset):
+            return eval_dataset
         if eval_dataset is not None:
-            return self._prepared(eval_dataset, "eval")
+            return self._with_reference(self._prepared(eval_dataset, "eval"))
         if self.eval_dataset is None:
             raise UsageError("evaluation needs a dataset: pass eval_dataset=.")
         return self.eval_dataset
@@ -283,13 +356,31 @@ class Trainer(transformers.Trainer):
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
             for batch in batches:
-                self.scorer.score_reference(self.policy, batch)
+                self._score_reference(batch)
             if self._check_start:
                 self._check_margin_at_start(batches[0])
-            observed = self._gather([self.scorer.observe(self.policy, batch) for batch in batches])
+            observed = self._gather([part for batch in batches for part in self._observe(batch)])
         state = self.objective.prepare(self.objective_state, observed)
         self._pending_state = {key: state[key] for key in self.objective_state}
         return batches, Step(self._denominators(batches), state)
+
+    def _score_reference(self, batch: dict[str, Any]) -> None:
+        """Add what is missing of the reference's log-probs."""
+        parts: list[tuple[int, int, Mapping[str, Any]]] = []
+
+        def score(part: dict[str, Any], start: int, end: int) -> None:
+            self.scorer.score_reference(self.policy, part)
+            parts.append((start, end, part))
+
+        self._scored.each(batch, score)
+        if len(parts) > 1 and self.objective.needs.reference:
+            join_reference(batch, parts)
+
+    def _observe(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
+        """What `prepare` must see of a micro-batch, in one or more parts."""
+        observed: list[dict[str, Tensor]] = []
+        self._scored.each(batch, lambda part, *_: observed.append(self.scorer.observe(self.policy, part)))
+        return observed
 
     def compute_loss(
         self,
@@ -300,29 +391,37 @@ class Trainer(transformers.Trainer):
     ) -> Tensor:
         """This micro-batch's share of the loss of its step."""
         loss = self.objective(self.scorer.container(model, inputs), num_items_in_batch.state)
-        metrics = self._metrics(loss)
-        self._means.add(metrics)
-        if self.online is not None:
-            self.online.watch(metrics)
+        self._seen = self._metrics(loss)
         return step_loss(loss, num_items_in_batch.denominators, self.accelerator.num_processes)
 
     def _metrics(self, loss: Loss) -> Mapping[str, Tensor]:
         return loss.metrics if self.online is None else self.online.metrics(loss)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Step | None = None) -> Tensor:
-        """Forward and backward of the policy; then those of a critic of its own, one role after the other."""
-        share = super().training_step(model, inputs, num_items_in_batch)
-        if self.online is None or self.online.critic is None:
-            return share
-        if self.online.separate_critic is not None:
-            context = self.compute_loss_context_manager
-            self._means.add(
-                self.online.train_critic(
-                    self.policy, inputs, num_items_in_batch.denominators, self.accelerator, context
-                )
-            )
-        self.online.average_critic(self.policy, self.accelerator)
-        return share
+        """Forward and backward of the policy; then those of a critic of its own, one role after the other.
+
+        Where memory runs out, in portions (see `prefopt.portions`).
+        """
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        shares: list[Tensor] = []
+        one_pass = super().training_step
+
+        def learn(part: dict[str, Any], *_: int) -> None:
+            shares.append(one_pass(model, part, num_items_in_batch))
+            self._means.add(self._seen)
+            if self.online is not None:
+                self.online.watch(self._seen)
+
+        def learn_values(part: dict[str, Any], *_: int) -> None:
+            context, counts = self.compute_loss_context_manager, num_items_in_batch.denominators
+            self._means.add(self.online.train_critic(self.policy, part, counts, self.accelerator, context))
+
+        self._learned.each(inputs, learn, weights)
+        if self.online is not None and self.online.critic is not None:
+            if self.online.separate_critic is not None:
+                self._learned.each(inputs, learn_values, weights)
+            self.online.average_critic(self.policy, self.accelerator)
+        return torch.stack(shares).sum()
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Clip the policy's gradients, and those of a critic of its own by themselves; a head is part of the policy."""
@@ -398,12 +497,15 @@ class Trainer(transformers.Trainer):
         with torch.no_grad(), self.accelerator.autocast():
             batches = list(dataloader) if self.algorithm.online else dataloader
             state = self._evaluation_state(batches)
-            for batch in batches:
-                batch = self._prepare_inputs(batch)
-                self.scorer.score_reference(self.policy, batch)
-                loss = self.objective(self.scorer.container(self.model, batch), state)
+
+            def measure(part: dict[str, Any], *_: int) -> None:
+                self.scorer.score_reference(self.policy, part)
+                loss = self.objective(self.scorer.container(self.model, part), state)
                 self._means.add(self._metrics(loss))
                 sums.add(loss)
+
+            for batch in batches:
+                self._scored.each(self._prepare_inputs(batch), measure)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         # Sampled prompts may have given no example.
         whole = sums.loss(self._everyones)
@@ -422,8 +524,8 @@ class Trainer(transformers.Trainer):
         if self.objective.needs.observes:
             for batch in batches:
                 batch = self._prepare_inputs(batch)
-                self.scorer.score_reference(self.policy, batch)
-                observed.append(self.scorer.observe(self.policy, batch))
+                self._score_reference(batch)
+                observed += self._observe(batch)
         gathered = self._gather(observed)
         if self.objective.needs.observes and not gathered:
             return self.objective_state

@@ -1,17 +1,18 @@
 """The whole way from a source of rows to a dataset of tokens."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from prefopt.data.audit import Audit
-from prefopt.data.collate import collate
+from prefopt.data.collate import MISMATCHED, collate
 from prefopt.data.convert import convert
 from prefopt.data.encode import Encoder
 from prefopt.data.examples import KINDS, Example
@@ -93,6 +94,33 @@ class TokenizedDataset(Dataset):
         if len(kept) < len(self.examples):
             lost = len(self.examples) - len(kept)
             raise DataError(f"{reader} needs {', '.join(labels)} for every row; {lost} have none: prepare it again.")
+
+    def with_reference(self, logps: Sequence[np.ndarray], mismatched: Sequence[np.ndarray] | None = None) -> Self:
+        """The same dataset with the reference's log-probs as labels.
+
+        Args:
+            logps: of each example, one for each token that counts, completion after completion.
+            mismatched: of the row that each example makes with its partner's completion, where it has a partner.
+        """
+        added = [{"ref_logps": own} for own in logps]
+        if mismatched is not None:
+            added = [{**own, MISMATCHED: other} for own, other in zip(added, mismatched, strict=True)]
+        other = copy.copy(self)
+        other.examples = [
+            replace(each, labels={**each.labels, **own}) for each, own in zip(self.examples, added, strict=True)
+        ]
+        return other
+
+    def without_reference(self) -> Self:
+        """The same dataset without the log-probs of a reference, which may be another run's."""
+        if "ref_logps" not in self.examples[0].labels:
+            return self
+        other = copy.copy(self)
+        other.examples = [
+            replace(each, labels={k: v for k, v in each.labels.items() if k not in ("ref_logps", MISMATCHED)})
+            for each in self.examples
+        ]
+        return other
 
     @property
     def labels(self) -> np.ndarray | None:

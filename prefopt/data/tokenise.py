@@ -27,7 +27,8 @@ class TokenizedExample:
         labels: ``desirable`` (bool), ``preference``, ``chosen_score``, ``rejected_score``, ``rated_margin``, where
             known; of a group ``ranks`` (one whole number for each completion, 1 is best) and, where known, ``scores``
             (floats); of a sampled completion arrays with one float32 for each of its tokens (``old_logps``,
-            ``advantages`` ...).
+            ``advantages`` ...); where the reference is scored already ``ref_logps``, one for each token that counts,
+            completion after completion, and ``mismatched_ref_logps``.
         source: the example in words.
         mismatched: a completion of another prompt, to be scored after this one, with its mask (KTO).
     """

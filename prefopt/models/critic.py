@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prefopt.errors import UsageError
 from prefopt.models.adapters import CRITIC_ADAPTER, active_adapter, is_adapter_model
+from prefopt.models.copies import beside, copy_of
 
 CRITICS = ("head", "adapter", "model")
 
@@ -92,21 +93,22 @@ class AdapterCritic(Critic):
 
 
 class ModelCritic(Critic):
-    """A model of its own: at the start a copy of the policy's weights that are trained and frozen alike."""
+    """A model of its own: at the start a copy of the policy's trained weights on those that are frozen.
+
+    The vocabulary head says nothing about values, so it stays the policy's.
+    """
 
     def __init__(self, policy: nn.Module) -> None:
         super().__init__(policy)
-        self.model = copy.deepcopy(policy)
+        embeddings = {id(weight) for weight in policy.get_input_embeddings().parameters()}
+        head = [weight for weight in policy.get_output_embeddings().parameters() if id(weight) not in embeddings]
+        self.model = copy_of(policy, head)
 
     @contextmanager
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
-        device = next(policy.parameters()).device
-        if next(self.model.parameters()).device != device:
-            self.model.to(device)
-        yield self.model.train(policy.training)
+        yield beside(policy, self.model).train(policy.training)
 
     def body(self, policy: nn.Module) -> dict[str, nn.Parameter]:
-        # The vocabulary head says nothing about values.
         unused = {id(weight) for weight in self.model.get_output_embeddings().parameters()}
         embeddings = {id(weight) for weight in self.model.get_input_embeddings().parameters()}
         return {

@@ -1,6 +1,5 @@
 """The reference model: by default the policy as it arrived, at the least possible cost in memory."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from transformers import PreTrainedModel
 
 from prefopt.errors import UsageError
 from prefopt.models.adapters import REFERENCE_ADAPTER, active_adapter, copy_adapter, is_adapter_model
+from prefopt.models.copies import beside, copy_of
+from prefopt.models.fingerprint import fingerprint
 from prefopt.models.load import ModelSettings, base_of, disable_dropout, load_by_name
 
 
@@ -42,6 +43,18 @@ class Reference(ABC):
         """Take over the weights of `state`; a reference without weights of its own has none."""
         return
 
+    def fingerprint(self, policy: nn.Module) -> str:
+        """A hash of what this reference computes (see `prefopt.models.fingerprint`).
+
+        Raises:
+            UsageError: it has no weights that could be hashed.
+        """
+        raise UsageError(f"{self.description} cannot be told from others: leave reference_cache= out.")
+
+    def release(self) -> "Reference":
+        """What is left of it once all of its log-probs are known: itself, where it takes no memory of its own."""
+        return self
+
 
 class AdapterOff(Reference):
     """The base under a new adapter, which costs nothing: the adapter is switched off."""
@@ -52,6 +65,9 @@ class AdapterOff(Reference):
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
         with policy.disable_adapter():
             yield policy
+
+    def fingerprint(self, policy: nn.Module) -> str:
+        return fingerprint(policy)
 
 
 class AdapterCopy(Reference):
@@ -75,6 +91,9 @@ class AdapterCopy(Reference):
         copies = {name: value.detach().clone() for name, value in state.items()}
         set_peft_model_state_dict(policy, copies, adapter_name=REFERENCE_ADAPTER)
 
+    def fingerprint(self, policy: nn.Module) -> str:
+        return fingerprint(policy, REFERENCE_ADAPTER)
+
 
 class FrozenModel(Reference):
     """A model of its own."""
@@ -85,10 +104,7 @@ class FrozenModel(Reference):
 
     @contextmanager
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
-        device = next(policy.parameters()).device
-        if next(self.model.parameters()).device != device:
-            self.model.to(device)
-        yield self.model
+        yield beside(policy, self.model)
 
     @torch.no_grad()
     def renew(self, policy: nn.Module) -> None:
@@ -102,6 +118,42 @@ class FrozenModel(Reference):
         for name, value in self.model.named_parameters():
             value.copy_(state[name])
 
+    def fingerprint(self, policy: nn.Module) -> str:
+        return fingerprint(self.model, self.model.active_adapter if is_adapter_model(self.model) else None)
+
+    def release(self) -> Reference:
+        return Released(self.description)
+
+
+class AsItArrived(Reference):
+    """The policy itself, as long as it has not been trained: for a run that asks its reference before the first step
+    for all that it will ever want to know."""
+
+    description = "the model as it arrived, asked before the first step"
+
+    @contextmanager
+    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        yield policy
+
+    def fingerprint(self, policy: nn.Module) -> str:
+        return fingerprint(policy)
+
+    def release(self) -> Reference:
+        return Released(self.description)
+
+
+class Released(Reference):
+    """A reference that is not in memory any more."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        raise UsageError(
+            f"the reference ({self.description}) was let go when reference_cache= had all of its log-probs: give the "
+            "dataset that is evaluated as eval_dataset= of the Trainer, or leave reference_cache= out."
+        )
+
 
 def make_reference(
     policy: nn.Module,
@@ -110,6 +162,7 @@ def make_reference(
     arrived_with_adapter: bool,
     settings: ModelSettings,
     renewable: bool = False,
+    cached: bool = False,
 ) -> Reference:
     """The reference for a policy. Call it before the first update: it freezes the policy as it is now.
 
@@ -119,11 +172,12 @@ def make_reference(
         arrived_with_adapter: whether the policy's adapter holds training of its own (an SFT adapter, for one).
         settings: how a reference given by name is loaded.
         renewable: whether the policy will become its own reference later, for which it takes weights of its own.
+        cached: whether all of its log-probs are taken before the first update, so that it needs no copy.
     """
     if reference is not None:
         return _given(policy, reference, settings)
     if not is_adapter_model(policy):
-        return FrozenModel(copy.deepcopy(policy), "a frozen copy of the model as it arrived")
+        return AsItArrived() if cached else FrozenModel(copy_of(policy), "a frozen copy of the model as it arrived")
     if arrived_with_adapter or renewable:
         copy_adapter(policy, policy.active_adapter, REFERENCE_ADAPTER)
         return AdapterCopy()

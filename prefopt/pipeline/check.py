@@ -104,7 +104,7 @@ class _Check:
 
     def _training(self, config: RunConfig) -> None:
         algorithm = get_algorithm(config.algorithm, **config.hyperparameters)
-        check_assembly(algorithm, config.reference, config.reward, config.generation or None)
+        check_assembly(algorithm, config.reference, config.reward, config.generation or None, config.reference_cache)
         DataSettings.of(config.data.settings)
         if algorithm.online:
             generation_settings(algorithm, config.generation)
