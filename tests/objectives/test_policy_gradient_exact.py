@@ -17,7 +17,7 @@ from prefopt.batches import Completions, Pairs, Rollouts, TokenLogps
 from prefopt.data import TokenizedExample
 from prefopt.objectives import get_objective
 from prefopt.policy_gradient import kl_estimate
-from prefopt.rollouts import BestOf, Group, Sample
+from prefopt.rollouts import AgainstMixture, BestOf, Group, Rollout, Sample
 from prefopt.rollouts.advantages import gae, leave_one_out, relative_to_group, reward_to_tokens, rewards_to_go
 
 NAN = float("nan")
@@ -470,9 +470,7 @@ def test_online_ipo_is_self_play(tau: float, seed: int) -> None:
 def test_online_ipo_stands_still_at_the_nash_equilibrium(seed: int) -> None:
     tree, _, reference = setting(3, 2, seed)
     preference, tau, ref = preferences(tree), 0.5, tree.total(reference)
-    logps = ref
-    for _ in range(500):  # π ∝ π_ref exp(p(y ≻ π)/τ), with damping
-        logps = torch.log_softmax(0.5 * logps + 0.5 * (ref + preference @ logps.exp() / tau), 0)
+    logps = equilibrium(ref, preference, tau)
     table = tree.table_of(logps).requires_grad_()
     assert_close(gradient(online_ipo(tree, table, reference, preference, tau), table), torch.zeros_like(table), 1e-10)
     away = (table.detach() + 0.1 * tree.table()).requires_grad_()
@@ -485,6 +483,61 @@ def test_online_ipo_stands_still_at_the_nash_equilibrium(seed: int) -> None:
     for _ in range(20):  # nobody gains by leaving it
         other = torch.log_softmax(logps + tree.normal(len(tree)), 0)
         assert payoff(other, logps) < 0.5 < payoff(logps, other)
+
+
+def equilibrium(reference: Tensor, preference: Tensor, tau: float) -> Tensor:
+    """log π of the Nash equilibrium of the game with KL to the reference: π ∝ π_ref exp(p(y ≻ π)/τ), with damping."""
+    logps = reference
+    for _ in range(500):
+        logps = torch.log_softmax(0.5 * logps + 0.5 * (reference + preference @ logps.exp() / tau), 0)
+    return logps
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nash_md_begins_a_step_of_mirror_descent(seed: int) -> None:
+    """Its expected gradient, times η, is that of η p(π ≻ π_t^μ) − KL(π ‖ π_t^μ) at π = π_t, π_t^μ ∝ π_t^{1−ητ} μ^{ητ}."""
+    tree, table, reference = setting(5, 1, seed)
+    tau, eta = 0.4, 0.7
+    own, mu = tree.total(table), tree.total(reference)
+    mixed = torch.log_softmax((1 - eta * tau) * own.detach() + eta * tau * mu, 0)
+    prompt = TokenizedExample(0, np.array([1], dtype=np.int32), ())
+    first, second = torch.cartesian_prod(torch.arange(len(tree)), torch.arange(len(tree))).T
+    groups = []
+    for pair in zip(first.tolist(), second.tolist(), strict=True):
+        samples = [Sample(np.array(tree.completions[i], dtype=np.int32), "", True) for i in pair]
+        tokens = [{"old_logps": own.detach()[[i]].numpy(), "ref_logps": mu[[i]].numpy()} for i in pair]
+        groups.append(Group(prompt, samples, tree.rewards[list(pair)].tolist(), tokens))
+    examples = AgainstMixture(tau=tau, mixture=eta * tau)(Rollout(groups, max_new_tokens=1))
+    advantages = torch.tensor(np.stack([example.labels["advantages"] for example in examples])).double()
+    batch = tree.rollouts(table, advantages, first)
+    weights = own.detach().exp()[first] * mixed.exp()[second]
+    found = -gradient(expected(get_objective("reinforce"), batch, weights), table)
+    wins = torch.sigmoid(tree.rewards[:, None] - tree.rewards) @ mixed.exp()
+    step = (own.exp() * (eta * wins - (own - mixed))).sum()
+    assert_close(eta * found, gradient(step, table), 1e-6)
+    assert gradient(step, table).norm() > 1e-2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_iterates_of_nash_md_obey_the_published_bound(seed: int) -> None:
+    """KL(π* ‖ π_T) ≤ 8/(τ²(T + 1)) with η_t = 2/(τ(t + 2)), for preferences of no reward (2312.00886)."""
+    tree, _, reference = setting(3, 2, seed)
+    preference, mu, tau = preferences(tree), tree.total(reference), 0.5
+    best = equilibrium(mu, preference, tau)
+
+    def distances(pull: float) -> list[float]:
+        """KL(π* ‖ π_T) for T from 1; with a pull of 1 the opponent is the published mixture, with 0 the policy."""
+        logps, found = mu, []
+        for t in range(300):
+            eta = 2 / (tau * (t + 2))
+            mixed = torch.log_softmax((1 - pull * eta * tau) * logps + pull * eta * tau * mu, 0)
+            logps = torch.log_softmax(mixed + eta * preference @ mixed.exp(), 0)
+            found.append(float((best.exp() * (best - logps)).sum()))
+        return found
+
+    bound = [8 / (tau**2 * (t + 2)) for t in range(300)]
+    assert all(kl <= most for kl, most in zip(distances(1.0), bound, strict=True))
+    assert distances(0.0)[-1] > bound[-1]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
