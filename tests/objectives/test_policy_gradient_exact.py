@@ -495,7 +495,10 @@ def equilibrium(reference: Tensor, preference: Tensor, tau: float) -> Tensor:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nash_md_begins_a_step_of_mirror_descent(seed: int) -> None:
-    """Its expected gradient, times η, is that of η p(π ≻ π_t^μ) − KL(π ‖ π_t^μ) at π = π_t, π_t^μ ∝ π_t^{1−ητ} μ^{ητ}."""
+    """Its expected gradient, times η, is at π = π_t that of η p(π ≻ π_t^μ) − KL(π ‖ π_t^μ).
+
+    π_t^μ ∝ π_t^{1−ητ} μ^{ητ} is the policy that it samples its opponents from.
+    """
     tree, table, reference = setting(5, 1, seed)
     tau, eta = 0.4, 0.7
     own, mu = tree.total(table), tree.total(reference)
