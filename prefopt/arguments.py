@@ -43,6 +43,12 @@ def training_arguments(
         args = _merged(dict(given or {}), recipe, algorithm)
     # A loss that is not finite must be seen, not replaced by an earlier one.
     args.logging_nan_inf_filter = False
+    kwargs = getattr(args, f"{CHECKPOINTING}_kwargs") or {}
+    if kwargs.get("offload") and args.device.type == "cpu":
+        raise UsageError(
+            f"args: {CHECKPOINTING}_kwargs moves checkpoints from a card to CPU memory, and this run computes on "
+            "CPU: leave offload out."
+        )
     if args.n_gpu > 1:
         raise UsageError(
             f"this process sees {args.n_gpu} GPUs: start one process for each with `accelerate launch`, or show it "

@@ -63,6 +63,9 @@ def train(
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the result.")] = None,
     adapter: Annotated[str | None, typer.Option(help="lora or qlora; without it all weights are trained.")] = None,
     reference: Annotated[str | None, typer.Option(help="Reference model, if not the model as it arrived.")] = None,
+    reference_cache: Annotated[
+        str | None, typer.Option(help="Folder for the reference's log-probs, scored once for many epochs and runs.")
+    ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,6 +76,10 @@ def train(
     config: Annotated[str | None, typer.Option("--config", "-c", help="YAML file; flags win over it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, any key of the YAML.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in --out.")] = False,
+    share_prompts: Annotated[
+        bool | None,
+        typer.Option("--share-prompts/--no-share-prompts", help="By default where the model allows it."),
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
 ) -> None:
     """Train. Further flags are hyperparameters of the algorithm (--beta 0.2), training arguments
@@ -84,6 +91,7 @@ def train(
     free = [*([algorithm] if algorithm else []), *context.args]
     given = {"model": model, "adapter": adapter, "reference": reference, "out": out}
     given |= {"reward": parse_rewards(reward) if reward else None}
+    given |= {"reference_cache": reference_cache, "share_prompts": share_prompts}
     given |= {"resume": resume or None, "trust_remote_code": trust_remote_code or None}
     places = {"train": data, "eval": eval_data}
     run_training(given, places, config, set_ or [], free)
