@@ -313,7 +313,9 @@ class DryRun:
         # All but the last token at once, of which only the keys and values are looked at.
         cache = DynamicCache(config=base.config)
         forward(prompts * n, prompt + new - 1, cache)
-        held = recorder.live
+        # A cache has places for all layers of the config, of which only the first are run here.
+        states = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+        held = sum(one.untyped_storage().nbytes() for one in states if one is not None)
         recorder.restart()
         forward(prompts * n, 1, cache)
         return first, held, recorder.peak

@@ -183,9 +183,8 @@ class Roles:
         """Bytes of keys and values at the end of sampling, and the moments of a rollout."""
         run, settings = self.run, self.run.generation_settings
         new, n = settings.max_new_tokens, settings.n
-        rollout = run.micro_batch * run.accumulation * run.resolved.plan.minibatches
         share = n // len(run.resolved.source.samplers)
-        prompts = min(max(1, settings.batch_size // share), rollout)
+        prompts = min(max(1, settings.batch_size // share), run.rollout)
         cache, peak = self.policy.sampling(prompts, share, run.prompt, new)
         if MIXTURE in run.resolved.source.samplers:
             # The reference reads the whole sequence for every token, with all of its logits.
@@ -193,8 +192,8 @@ class Roles:
         moments = {"sampling": peak}
         row = (run.prompt, (new,))
         if run.resolved.source.needs:
-            moments["rollout"] = self.policy.scoring(Segments((row,) * (run.micro_batch * n)))
-        rows = Segments((row,) * max(1, min(ROWS, TOKENS // (run.prompt + new), rollout * n)))
+            moments["rollout"] = self.policy.scoring(Segments(((run.prompt, (new,) * n),) * run.micro_batch))
+        rows = Segments((row,) * max(1, min(ROWS, TOKENS // (run.prompt + new), run.rollout * n)))
         for _, own in self._rewards:
             scored = self.policy.scoring(rows, values=True) if own is None else own.scoring(rows, frozen=True)
             moments["reward"] = max(moments.get("reward", 0), scored)

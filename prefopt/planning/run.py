@@ -205,8 +205,7 @@ class Run:
     def segments(self, examples: int) -> Segments:
         """The longest micro-batch of so many examples that there can be."""
         if self.resolved.online:
-            new = self.generation_settings.max_new_tokens
-            return Segments(((self.prompt, (new,) * self._compared),) * (examples * self._per_prompt))
+            return self._sampled(examples * self._per_prompt)
         if self.dataset is None:
             completion = self.max_length - self.prompt
             return Segments(((self.prompt, (completion,) * self._compared),) * examples)
@@ -214,6 +213,18 @@ class Run:
         groups = [group for group in groups if group[0] + max(group[1]) <= self.max_length] or groups
         groups.sort(key=lambda group: -(group[0] + sum(group[1])))
         return Segments(tuple(groups[:examples]))
+
+    @property
+    def rollout(self) -> int:
+        """Prompts of a rollout."""
+        return self.micro_batch * self.accumulation * self.resolved.plan.minibatches
+
+    def _sampled(self, examples: int) -> Segments:
+        """Sampled examples from as many prompts as there can be; those of one prompt share it."""
+        prompts = min(examples, self.rollout)
+        each = [examples // prompts + (number < examples % prompts) for number in range(prompts)]
+        new = self.generation_settings.max_new_tokens
+        return Segments(tuple((self.prompt, (new,) * self._compared * share) for share in each))
 
     @cached_property
     def _compared(self) -> int:
