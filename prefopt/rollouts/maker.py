@@ -164,8 +164,8 @@ class RolloutMaker:
 
     def _with_tokens(self, groups: list[Group], needs: frozenset[str]) -> list[Group]:
         flat = [example_of(group.prompt, sample) for group in groups for sample in group.samples]
-        # Neighbours of one length waste no padding.
-        order = sorted(range(len(flat)), key=lambda i: len(flat[i].prompt) + len(flat[i].completions[0]))
+        # Completions of a prompt go together, for they can share it; then prompts of one length waste no padding.
+        order = sorted(range(len(flat)), key=lambda i: (len(flat[i].prompt), flat[i].id))
         tokens: list[dict[str, np.ndarray]] = [{} for _ in flat]
         for start in range(0, len(order), self.rows):
             chosen = order[start : start + self.rows]

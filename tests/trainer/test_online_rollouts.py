@@ -14,6 +14,7 @@ import prefopt
 from prefopt.catalogue.online import online_algorithms
 from prefopt.errors import UsageError
 from prefopt.rollouts import GenerationSettings, Sample, TransformersGenerator, generator
+from prefopt.scoring import share_prompts
 
 ONLINE = sorted(online_algorithms())
 RATIO = [name for name in ONLINE if prefopt.get_algorithm(name).uses_ratio]
@@ -446,6 +447,8 @@ def test_nothing_of_the_padding_reaches_advantages(critic: str) -> None:
         return given, named
 
     models = {id(m): m for m in (run.policy, getattr(run.online.critic, "model", run.policy))}.values()
+    for model in models:  # in rows that are padded, as where prompts cannot be shared
+        share_prompts(model, False)
     hooks = [model.register_forward_pre_hook(poison, with_kwargs=True) for model in models]
     dirty = maker.make(lambda number: [dataset[i] for i in range(number)], 4, seed=1)
     for hook in hooks:
