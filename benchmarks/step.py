@@ -26,60 +26,19 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 import transformers
 import trl
-from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer
+from contestants import Case, Pair, contestant
 
 import prefopt
-from prefopt.data import TokenizedDataset, TokenizedExample
-from prefopt.data.audit import Audit
 from prefopt.lab.measure import costing
 
 HERE = Path(__file__).parent
-PAIRS, PROMPT, COMPLETION, BETA, RATE = 8, 384, 128, 0.1, 1e-4
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model and how it is trained."""
-
-    hidden: int
-    layers: int
-    vocabulary: int
-    adapter: bool
-
-    def model(self) -> LlamaForCausalLM:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=4 * self.hidden,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.hidden // 64,
-            num_key_value_heads=self.hidden // 64,
-            max_position_embeddings=1024,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-        return LlamaForCausalLM(config)
-
-    def lora(self) -> LoraConfig | None:
-        if not self.adapter:
-            return None
-        return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+PAIRS, PROMPT, COMPLETION, RATE = 8, 384, 128, 1e-4
 
 
 CASES = {"full": Case(256, 4, 32_000, adapter=False), "lora": Case(512, 8, 8_000, adapter=True)}
@@ -89,7 +48,7 @@ WAYS = {
 }
 
 
-def pairs(case: Case) -> list[tuple[list[int], list[int], list[int]]]:
+def pairs(case: Case) -> list[Pair]:
     generator = np.random.default_rng(0)
 
     def draw(length: int) -> list[int]:
@@ -98,125 +57,16 @@ def pairs(case: Case) -> list[tuple[list[int], list[int], list[int]]]:
     return [(draw(PROMPT), draw(COMPLETION), draw(COMPLETION)) for _ in range(PAIRS)]
 
 
-def tokenizer(case: Case) -> PreTrainedTokenizerFast:
-    words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, case.vocabulary))]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-
-
-Share = Callable[[], Tensor]
-"""Forward and backward of one step, with the gradients added up; its loss."""
-
-
-def plain(case: Case, cached: bool, folder: str) -> tuple[nn.Module, Share]:
-    """Chosen and rejected rows in one batch, and a log-softmax of all logits."""
-    base = case.model()
-    model = get_peft_model(base, case.lora()) if case.adapter else base
-    rows = pairs(case)
-    ids = torch.tensor([p + c for p, c, _ in rows] + [p + r for p, _, r in rows])
-
-    def logps() -> Tensor:
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        tokens = logits[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
-        return tokens[:, PROMPT - 1 :].sum(dim=1)
-
-    @torch.no_grad()
-    def reference() -> Tensor:
-        with model.disable_adapter() if case.adapter else contextlib.nullcontext():
-            return logps()
-
-    known = reference()
-
-    def share() -> Tensor:
-        chosen, rejected = (logps() - (known if cached else reference())).chunk(2)
-        loss = -functional.logsigmoid(BETA * (chosen - rejected)).mean()
-        loss.backward()
-        return loss.detach()
-
-    return model, share
-
-
-def trl_trainer(case: Case, cached: bool, folder: str) -> tuple[nn.Module, Share]:
-    """TRL's own trainer and collator."""
-    rows = pairs(case)
-    texts = datasets.Dataset.from_list([{"prompt": "w3", "chosen": "w4", "rejected": "w5"}])
-    trainer = DPOTrainer(
-        case.model(),
-        args=DPOConfig(
-            output_dir=folder,
-            beta=BETA,
-            per_device_train_batch_size=PAIRS,
-            precompute_ref_log_probs=cached,
-            max_length=None,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=texts,
-        processing_class=tokenizer(case),
-        peft_config=case.lora(),
-    )
-    batch = trainer.data_collator([{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in rows])
-    if cached:
-        trainer.precompute_ref_logps = False
-        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, batch)
-        trainer.precompute_ref_logps = True
-        batch |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-    trainer.current_gradient_accumulation_steps = 1
-    return trainer.model, lambda: trainer.training_step(trainer.model, dict(batch), None)
-
-
-def ours(case: Case, cached: bool, folder: str) -> tuple[nn.Module, Share]:
-    """prefopt's own trainer and collator."""
-    examples = [
-        TokenizedExample(i, np.array(p, np.int32), (np.array(c, np.int32), np.array(r, np.int32)), None, {})
-        for i, (p, c, r) in enumerate(pairs(case))
-    ]
-    trainer = prefopt.Trainer(
-        case.model(),
-        "dpo",
-        TokenizedDataset("pairs", examples, 1024, 0, Audit("pairs", PAIRS, PAIRS, 0, {}, 1024)),
-        adapter=case.lora(),
-        processing_class=tokenizer(case),
-        args={
-            "output_dir": folder,
-            "per_device_train_batch_size": PAIRS,
-            "gradient_accumulation_steps": 1,
-            "gradient_checkpointing": False,
-            "bf16": False,
-            "use_cpu": True,
-            "report_to": "none",
-        },
-    )
-    batch = trainer.train_dataset.collate(examples)
-    if cached:
-        trainer.scorer.score_reference(trainer.policy, batch)
-    trainer.create_optimizer_and_scheduler(1)
-    trainer.current_gradient_accumulation_steps = 1
-
-    def share() -> Tensor:
-        batches, step = trainer.get_batch_samples(iter([dict(batch)]), 1, torch.device("cpu"))
-        return trainer.training_step(trainer.model, batches[0], step)
-
-    return trainer.model, share
-
-
-MAKE = {"plain": plain, "TRL": trl_trainer, "prefopt": ours}
-
-
 class Run:
     """One way of one case, ready to step."""
 
     def __init__(self, case: str, way: str, folder: str) -> None:
-        name, _, cached = way.partition(", ")
-        # Everyone begins with the same adapter.
-        torch.manual_seed(1)
-        self.model, self.share = MAKE[name](CASES[case], cached == "cached", folder)
-        self.model.train()
-        self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        own = contestant(way, CASES[case], folder)
+        began = time.perf_counter()
+        batch = own.batch(pairs(CASES[case]))
+        self.collating = time.perf_counter() - began
+        self.share = lambda: own.share(batch)
+        self.weights = [weight for weight in own.model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=RATE)
         self.passes = self.whole = float("inf")
         self.loss = float("nan")
@@ -255,7 +105,15 @@ def measured(case: str, rounds: int) -> list[dict]:
     for way, run in runs.items():
         own = [sys.executable, __file__, "--memory", case, way]
         added = float(subprocess.run(own, capture_output=True, text=True, check=True).stdout.split()[-1])
-        row = {"case": case, "way": way, "passes_s": run.passes, "step_s": run.whole, "mb": added, "loss": run.loss}
+        row = {
+            "case": case,
+            "way": way,
+            "passes_s": run.passes,
+            "step_s": run.whole,
+            "mb": added,
+            "loss": run.loss,
+            "batch_s": run.collating,
+        }
         table.append(row)
     for row in table:
         for other in ("plain", "TRL"):

@@ -5,6 +5,7 @@ among the arguments of its ``forward``: transformers hands that on to every laye
 computed again in the backward pass.
 """
 
+import inspect
 import sys
 from typing import Any
 
@@ -20,6 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefopt.scoring.flat import Flat
 
 PREFIX = "prefopt_"
+# Older torch has the kernel without windows and grouped heads.
+_COMPLETE = {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
 BASES = ("sdpa", "eager")
 """Implementations that it can stand in for."""
 
@@ -148,7 +151,7 @@ class FlatAttention:
 def _has_kernel(query: Tensor, value: Tensor) -> bool:
     """Whether torch has flash attention for sequences of different lengths here."""
     half = query.dtype in (torch.bfloat16, torch.float16)
-    return query.is_cuda and half and query.shape[-1] == value.shape[-1] <= 256
+    return query.is_cuda and half and _COMPLETE and query.shape[-1] == value.shape[-1] <= 256
 
 
 def _explicit(
