@@ -1,5 +1,6 @@
 """Whether a model may see a prompt once for all of its completions: asked of the model, and checked on its numbers."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,10 @@ def _unable(base: nn.Module) -> str:
         return "its weights are spread over processes"
     if base._is_stateful or kinds - {"full_attention", "sliding_attention"}:
         return "not all of its layers are attention"
+    # Of the class: on the instance mixed precision may have put a function of any arguments.
+    arguments = inspect.signature(type(base).forward).parameters
+    if "position_ids" not in arguments or not any(one.kind is one.VAR_KEYWORD for one in arguments.values()):
+        return "its forward pass takes no such arguments"
     return "" if adopt(base) else "it does not take its attention from transformers' interface"
 
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from prefopt.scoring import Layout, attention, score, share_prompts, sharing, why_not_shared
 from prefopt.scoring.flat import Flat, Span
@@ -135,6 +135,22 @@ def test_what_cannot_be_shared_stays_padded() -> None:
     seen = calls_of(model)
     score(model, rows, layout_of(rows))
     assert seen == [58]
+
+
+class Closed(LlamaForCausalLM):
+    """Takes what it knows, as code that comes with a model may."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool = False) -> object:
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+
+def test_a_model_that_takes_no_further_arguments_stays_padded() -> None:
+    plain, rows = tiny.model(0), batch({9: (8, 7, 9)})
+    model = Closed(plain.config)
+    model.load_state_dict(plain.state_dict())
+    expected = score(plain, rows, layout_of(rows))["logps"]
+    torch.testing.assert_close(score(model, rows, layout_of(rows))["logps"], expected)
+    assert why_not_shared(model) == "its forward pass takes no such arguments"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
