@@ -1,14 +1,17 @@
 """What makes a run lean: offloaded checkpoints, small optimizers, other kinds of LoRA, weights that are not copied."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+import yaml
 from helpers import Watch, losses, trainer
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 import prefopt
 from prefopt.errors import UsageError
@@ -162,3 +165,15 @@ def test_a_config_switches_sharing_and_names_a_cache(tmp_path: Path) -> None:
     assert why_not_shared(made.policy)
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert prefopt.config.RunConfig(algorithm="dpo", model="m", out="o").share_prompts is True
+
+
+def test_the_page_on_memory_and_speed_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    tiny.save(tmp_path / "my-model")
+    (tmp_path / "pairs.json").write_text(json.dumps(tiny.pairs(8)))
+    (python,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(python, "scale.md", "exec"), {})
+    assert len(list((tmp_path / "reference-logps").iterdir())) == 1
+    (config,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    fields = yaml.safe_load(config)["args"]
+    assert fields.keys() <= {field.name for field in dataclasses.fields(TrainingArguments)}

@@ -1,0 +1,172 @@
+"""What the trainer costs beyond the step itself: its whole loop, against a bare PyTorch loop on the same step.
+
+    python benchmarks/overhead.py          # about 2 minutes on two CPU cores
+
+Both loops take the same batches through the same scoring (`prefopt.steps.StepScorer`), objective, clipping and AdamW;
+the bare one has nothing else, the trainer has everything that `prefopt train dpo` has by default (preparing, metrics,
+schedule, callbacks), and logs every step. Their steps alternate inside one run of the trainer, and the fastest of each
+counts: a trainer's step is all of the time between two of the bare loop's.
+
+Results go to ``benchmarks/results/overhead.json``.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from contestants import Case
+from torch import nn
+from transformers import TrainerCallback
+
+import prefopt
+from prefopt.data import TokenizedDataset, TokenizedExample
+from prefopt.data.audit import Audit
+from prefopt.steps import StepScorer
+
+HERE = Path(__file__).parent
+PAIRS, PROMPT, COMPLETION, RATE, CLIP = 4, 128, 64, 1e-5, 1.0
+STEPS = 10
+"""In an epoch."""
+WARM_UP = 3
+CASES = {"full": Case(256, 4, 8_000, adapter=False), "lora": Case(256, 8, 8_000, adapter=True)}
+
+
+def dataset(case: Case) -> TokenizedDataset:
+    """Pairs of one length, so that all steps are alike."""
+    generator = np.random.default_rng(0)
+
+    def draw(length: int) -> np.ndarray:
+        return generator.integers(3, case.vocabulary, length, dtype=np.int32)
+
+    number = PAIRS * STEPS
+    examples = [TokenizedExample(i, draw(PROMPT), (draw(COMPLETION), draw(COMPLETION))) for i in range(number)]
+    return TokenizedDataset("pairs", examples, 8192, 0, Audit("pairs", number, number, 0, {}, 8192))
+
+
+class Bare:
+    """The bare loop, one step at a time."""
+
+    def __init__(self, trainer: prefopt.Trainer, model: nn.Module, data: TokenizedDataset) -> None:
+        self.model, self.data = model, data
+        self.objective = trainer.objective
+        self.scorer = StepScorer(self.objective, trainer.reference)
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=RATE, weight_decay=0.0)
+        self.starts = itertools.cycle(range(0, len(data), PAIRS))
+
+    def step(self) -> None:
+        start = next(self.starts)
+        batch = self.data.collate([self.data[i] for i in range(start, start + PAIRS)])
+        self.model.eval()
+        self.scorer.score_reference(self.model, batch)
+        self.model.train()
+        loss = self.objective(self.scorer.container(self.model, batch)).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Alternate(TrainerCallback):
+    """After every step of the trainer, one of the bare loop."""
+
+    def __init__(self) -> None:
+        self.bare: Bare | None = None
+        self.seconds: dict[str, list[float]] = {"trainer": [], "bare": []}
+        self.began = float("-inf")
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        ended = time.perf_counter()
+        self.seconds["trainer"].append(ended - self.began)
+        self.bare.step()
+        # What follows in the trainer, its logging for one, belongs to its next step.
+        self.began = time.perf_counter()
+        self.seconds["bare"].append(self.began - ended)
+
+
+def measured(name: str, case: Case, rounds: int) -> dict:
+    alternate = Alternate()
+    data = dataset(case)
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = []
+        for callbacks in ((alternate,), ()):
+            torch.manual_seed(1)
+            trainers.append(
+                prefopt.Trainer(
+                    case.model(),
+                    "dpo",
+                    data,
+                    adapter=case.lora(),
+                    processing_class=case.tokenizer(),
+                    args={
+                        "output_dir": folder,
+                        "per_device_train_batch_size": PAIRS,
+                        "gradient_accumulation_steps": 1,
+                        "max_steps": rounds + WARM_UP,
+                        "learning_rate": RATE,
+                        "max_grad_norm": CLIP,
+                        "logging_steps": 1,
+                        "save_strategy": "no",
+                        "use_cpu": True,
+                    },
+                    callbacks=callbacks,
+                )
+            )
+        trainer, other = trainers
+        alternate.bare = Bare(other, other.policy, data)
+        trainer.train()
+    kept = {way: seconds[WARM_UP:] for way, seconds in alternate.seconds.items()}
+    best = {way: min(seconds) for way, seconds in kept.items()}
+    middle = {way: statistics.median(seconds) for way, seconds in kept.items()}
+    over = best["trainer"] / best["bare"] - 1
+    row = {"case": name, "trainer_s": best["trainer"], "bare_s": best["bare"], "overhead": over}
+    return row | {"trainer_median_s": middle["trainer"], "bare_median_s": middle["bare"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30, help="steps of each loop, of which the fastest counts")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "overhead.json")
+    chosen = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    table = [measured(case, CASES[case], chosen.rounds) for case in chosen.cases]
+    for row in table:
+        print(
+            f"{row['case']:6} trainer {row['trainer_s']:.3f} s, bare {row['bare_s']:.3f} s per step: "
+            f"{100 * row['overhead']:+.1f} %"
+        )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
+    report = {
+        "command": "python benchmarks/overhead.py",
+        "setting": f"DPO, {PAIRS} pairs of {PROMPT} + 2 × {COMPLETION} tokens a step, float32, AdamW; fastest of "
+        f"{chosen.rounds} alternating steps",
+        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "prefopt": prefopt.__version__,
+        },
+        "commit": commit.strip(),
+        "cases": table,
+    }
+    chosen.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"\n{chosen.out}")
+
+
+if __name__ == "__main__":
+    main()
