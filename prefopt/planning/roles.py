@@ -132,8 +132,8 @@ class Roles:
     def _critic(self) -> int:
         head = 4 * (self.policy.hidden + 1)
         sizes = {None: 0, "head": head, "adapter": head + self.policy.adapter_bytes}
-        whole = head + self.policy.base_bytes + self.policy.adapter_bytes
-        return sizes.get(self._critic_kind, whole)
+        # A model of its own copies what it trains; what is frozen, and the vocabulary head, are the policy's.
+        return sizes.get(self._critic_kind, 4 * sum(map(_numbers, self._critic_shapes)))
 
     @cached_property
     def _reward_runs(self) -> list[DryRun | None]:
