@@ -1,6 +1,10 @@
 # Everything runs in .venv, which each target makes if it is missing or older than what it is made from.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process for each core, with one thread each.
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+# Files stay whole, for the tests of a file share what they make.
+WHOLE := --dist loadfile
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all certify lint format clean
@@ -9,13 +13,13 @@ demo: .venv/installed  ## train every algorithm on the embedded world and write 
 	$(BIN)/prefopt demo
 
 test: .venv/installed-dev  ## the quick suite, under ten minutes on two cores
-	$(BIN)/pytest -m "not slow"
+	$(TEST) $(WHOLE) -m "not slow"
 
 test-all: .venv/installed-dev  ## everything, slow tests included
-	$(BIN)/pytest
+	$(TEST) $(WHOLE)
 
 certify: .venv/installed-dev  ## the certificates of all objectives with many examples a property
-	PREFOPT_CERTIFY=full $(BIN)/pytest tests/test_certificates.py tests/verify
+	PREFOPT_CERTIFY=full $(TEST) tests/test_certificates.py tests/verify
 
 lint: .venv/installed-dev  ## style, and imports that go down only
 	$(BIN)/ruff check .
