@@ -322,6 +322,25 @@ def grouped_log_softmax(values: Float[Tensor, " n"], same: Bool[Tensor, " n n"])
     return torch.where(alone, 0.0, torch.nn.functional.logsigmoid(values - masked_logsumexp(values, others)))
 
 
+def divergence_terms(
+    log_p: Float[Tensor, "..."], log_q: Float[Tensor, "..."], gap: Float[Tensor, "..."] | None = None
+) -> Float[Tensor, "..."]:
+    """p log(p/q) − p + q for each outcome, whose sum over all outcomes is KL(p ‖ q).
+
+    None is negative, so that nothing cancels where p is all but q; p log(p/q) alone would leave the last digits.
+    ``gap`` is log p − log q where it is known to more digits than the difference has.
+    """
+    gap = log_p - log_q if gap is None else gap
+    near = gap.abs() < 0.5
+    # p (e^−x − 1 + x) by the series of the bracket, to the last digit of float64.
+    x = torch.where(near, gap, 0.0)
+    series = torch.ones_like(x)
+    for n in range(15, 2, -1):
+        series = 1 - x / n * series
+    p = log_p.exp()
+    return torch.where(near, p * x**2 / 2 * series, p * gap - p + log_q.exp())
+
+
 def keyed_uniform(*keys: Int[Tensor, "..."] | int) -> Float[Tensor, "..."]:
     """Uniform numbers in (0, 1) that depend on integer keys (broadcast together) and on nothing else.
 

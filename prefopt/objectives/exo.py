@@ -2,9 +2,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from prefopt.batches import Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, grouped_log_softmax, parameter
+from prefopt.objective import About, Needs, Objective, State, Term, divergence_terms, grouped_log_softmax, parameter
 from prefopt.registry import register
 
 
@@ -41,8 +43,28 @@ class EXO(Objective[Ranked]):
         # Subtracted before the division, for r/β_r may be too large to keep the differences.
         target = (batch.scores - batch.scores[top]) / self.beta_reward
         log_policy, log_target = grouped_log_softmax(policy, same), grouped_log_softmax(target, same)
-        # Σ p_i d_i with d = log p − log q, written as d_top + Σ p_i (d_i − d_top): nothing cancels when p is all but
-        # hard.
-        others = log_policy.exp() * (policy - policy[top] - target)
-        first = top == torch.arange(len(top), device=top.device)
-        return {"ranking": Term(torch.where(first, log_policy - log_target, others), "group")}
+        # d = log p − log q, as that of the top and what the others have more: neither is lost beside log p and log q.
+        more = policy - policy[top] - target
+        rough = (log_policy - log_target)[top]
+        first = _first(more, log_target, same, rough)
+        # Σ p d, written as d_top + Σ p (d − d_top): nothing cancels when p is all but hard. Of the two forms of d_top
+        # one has all digits of the value, the other those of its slope in a score.
+        itself = top == torch.arange(len(top), device=top.device)
+        apart = torch.where(itself, rough + (first - rough).detach(), log_policy.exp() * more)
+        together = torch.where(same, more.abs(), 0.0).amax(dim=1) < 0.5
+        close = divergence_terms(log_policy, log_target, torch.where(together, first + more, 0.0))
+        return {"ranking": Term(torch.where(together, close, apart), "group")}
+
+
+def _first(
+    more: Float[Tensor, " n"], log_q: Float[Tensor, " n"], same: Bool[Tensor, " n n"], rough: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """log p − log q of the top of each group, ``more`` being how much larger that of another one is.
+
+    It is −log Σ q e^more, because Σ p = 1; ``rough`` where it is far from 0 and has digits enough as it is.
+    """
+    small = torch.where(more.abs() < 0.5, more, 0.0)
+    gain = torch.where(more.abs() < 0.5, log_q.exp() * torch.expm1(small), torch.exp(log_q + more) - log_q.exp())
+    moved = torch.where(same, gain, 0.0).sum(dim=1)
+    near = moved.abs() < 0.5
+    return torch.where(near, -torch.log1p(torch.where(near, moved, 0.0)), rough)

@@ -1,20 +1,27 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from prefopt.batches import Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter, sigmoid
+from prefopt.objective import About, Needs, Objective, State, Term, divergence_terms, parameter, sigmoid
 from prefopt.registry import register
 
 
 def _kl(p: Float[Tensor, " n"], q: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """KL between two coins that show heads with probability σ(p) and σ(q)."""
-    heads = sigmoid(p) * (logsigmoid(p) - logsigmoid(q))
-    tails = sigmoid(-p) * (logsigmoid(-p) - logsigmoid(-q))
-    return heads + tails
+    return _heads(p, q) + _heads(-p, -q)
+
+
+def _heads(p: Float[Tensor, " n"], q: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    # log σ(p) − log σ(q) is −log(1 + σ(−q) (e^(q−p) − 1)), which keeps its digits where p is all but q.
+    near = (q - p).abs() < 0.5
+    small = torch.where(near, q - p, 0.0)
+    gap = torch.where(near, -torch.log1p(sigmoid(-q) * torch.expm1(small)), logsigmoid(p) - logsigmoid(q))
+    return divergence_terms(logsigmoid(p), logsigmoid(q), gap)
 
 
 @register("reward_aware_rpo")

@@ -13,8 +13,10 @@ and ``detached``, the same completion as a constant: while a derivative is taken
 where it was. So does ``detached`` of a rollout.
 
 It may also have ``domain(examples, *, <hyperparameters>, **state) -> bool``, False where the code departs from the
-mathematics on purpose (a documented clamp), which is not compared; and ``FLOOR``, a scale below which the value is not
-asked for more digits, for a loss that is what terms of that size leave where they cancel.
+mathematics on purpose (a documented clamp), which is not compared; ``smooth(examples, *, eps, <hyperparameters>,
+**state) -> bool``, False where rounding to the precision ``eps`` may carry a batch over a kink, whose gradient is not
+compared; and ``ROUNDED``, names of hyperparameters that count as inputs: their rounding to the precision of the batch,
+too, may move a derivative.
 """
 
 import inspect
@@ -40,6 +42,8 @@ DIGITS = 60
 STEP = "1e-24"
 """Of the differences that stand for derivatives: so short that what curves is straight to 1e-16 over it, also where
 the second derivative is 1e8 times the first."""
+NUDGE = "1e-9"
+"""Of a hyperparameter, relative to it."""
 NOISE = 1e-17
 SMALL = 1e-3
 UNITS = 4
@@ -79,6 +83,15 @@ class Reference:
         with _mpmath().workdps(DIGITS):
             return bool(domain(Examples(batch).list(), **self.arguments(objective, state)))
 
+    def smooth(self, objective: Objective, batch: Batch, state: State) -> bool:
+        """Whether the batch is further from every kink than its rounding."""
+        smooth = getattr(self.module, "smooth", None)
+        if smooth is None:
+            return True
+        eps = torch.finfo(batch.rows.logps.dtype).eps
+        with _mpmath().workdps(DIGITS):
+            return bool(smooth(Examples(batch).list(), eps=eps, **self.arguments(objective, state)))
+
     def value(self, objective: Objective, batch: Batch, state: State) -> Any:
         """The loss to `DIGITS` digits, as an mpf."""
         with _mpmath().workdps(DIGITS):
@@ -100,6 +113,7 @@ class Slopes:
 
     def __init__(self, reference: Reference, objective: Objective, batch: Batch, state: State) -> None:
         self._loss = reference.module.loss
+        self._rounded = getattr(reference.module, "ROUNDED", ())
         self._arguments = reference.arguments(objective, state)
         self._known: dict[tuple[str, tuple, Any], Any] = {}
         with _mpmath().workdps(DIGITS):
@@ -111,6 +125,17 @@ class Slopes:
 
     def right(self, path: str, index: tuple) -> Any:
         return self._slope(path, index, _mpmath().mpf(STEP))
+
+    def of_hyperparameters(self, path: str, index: tuple) -> float:
+        """Σ|θ ∂g/∂θ| over the hyperparameters θ that count as inputs, g the derivative from the right."""
+        mp, total = _mpmath(), 0.0
+        for name in self._rounded:
+            with mp.workdps(DIGITS):
+                moved = {**self._arguments, name: self._arguments[name] * (1 + mp.mpf(NUDGE))}
+                here = self._loss(self._examples.list(), **moved)
+                there = self._loss(self._examples.list(path, index, mp.mpf(STEP)), **moved)
+                total += float(abs((there - here) / mp.mpf(STEP) - self.right(path, index)) / mp.mpf(NUDGE))
+        return total
 
     def _slope(self, path: str, index: tuple, step: Any) -> Any:
         if (path, index, step) not in self._known:
@@ -242,7 +267,7 @@ def check_value(reference: Reference, one: Trial, dtype: torch.dtype = torch.flo
         value = loss(batch, state)
     exact = reference.value(one.objective, batch, state)
     distance = float(abs(_mpmath().mpf(float(value)) - exact))
-    floor = max(float(abs(exact)), _floor(batch, dtype), getattr(reference.module, "FLOOR", 0.0))
+    floor = max(float(abs(exact)), _floor(batch, dtype))
     if not distance <= TOLERANCE[dtype] * floor:  # the derivatives are needed
         floor = max(floor, sensitivity_of_value(one, batch, state))
     return Outcome(
@@ -279,7 +304,7 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
     """
     batch = one.batch(dtype)
     state, loss = state_of(one.objective, batch), loss_of(one.objective)
-    if not reference.compares(one.objective, batch, state):
+    if not reference.compares(one.objective, batch, state) or not reference.smooth(one.objective, batch, state):
         return PASSED
     gradient = evaluate(loss, batch, state).gradient
     largest: dict[Any, tuple[float, str, tuple]] = {}
@@ -303,7 +328,8 @@ def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.
                 continue  # the score of a tie, which any step breaks
             _, *of_example = largest[_kind(path), _example_of(batch, index)]
             rest = UNITS * torch.finfo(dtype).eps / TOLERANCE[dtype] * curvature.scale(*of_example)
-            scale = max(curvature.scale(path, index), float(abs(low)), least, rest)
+            own = curvature.scale(path, index) + slopes.of_hyperparameters(path, index)
+            scale = max(own, float(abs(low)), least, rest)
             error = _apart(low, found, high) / scale
         detail = f"∂L/∂{path}{list(index)} is {found:.17g}, the reference says {float((low + high) / 2):.17g}"
         worst = worst.worse(Outcome(error, TOLERANCE[dtype], detail))

@@ -1,6 +1,12 @@
 """AOT, unpaired, Melnyk et al. 2024 (arXiv 2406.05882): quantiles of chosen log-ratios against those of rejected."""
 
-from common import logsigmoid, mean, ratio
+from common import apart, logsigmoid, mean, ratio
+
+
+def smooth(examples, *, eps, **_):
+    """Which quantile a response is must not depend on rounding."""
+    groups = [ex.chosen for ex in examples], [ex.rejected for ex in examples]
+    return all(apart(map(ratio, group), [one.logps + one.ref_logps for one in group], eps) for group in groups)
 
 
 def loss(examples, *, beta, label_smoothing):

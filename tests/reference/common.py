@@ -1,5 +1,7 @@
 """Small helpers of the scalar references. All of them work on mpf and on plain numbers."""
 
+from itertools import pairwise
+
 from mpmath import exp, fsum, log1p, mpf
 
 
@@ -37,3 +39,14 @@ def mean(values):
     """The arithmetic mean of a sequence."""
     values = list(values)
     return fsum(values) / mpf(len(values))
+
+
+def apart(values, inputs, eps):
+    """Whether rounding keeps the order of sums: any two of ``values`` are equal, or further apart than it moves them.
+
+    ``inputs`` are the numbers that each value is a sum of. Summing n of them to a precision of ``eps`` is wrong by at
+    most n·eps/2·Σ|x| (Higham 2002, eq. 4.4), and so is the other value.
+    """
+    limit = max(len(parts) * eps * fsum(abs(x) for x in parts) for parts in inputs)
+    ordered = sorted(values)
+    return all(a == b or b - a > limit for a, b in pairwise(ordered))

@@ -7,9 +7,6 @@ or a square.
 from common import logsigmoid, mean, ratio
 from mpmath import exp
 
-# A divergence near its zero is what two entropies of order 1 leave.
-FLOOR = 1e-2
-
 
 def loss(examples, *, beta, eta, distance):
     def kl(p, q):

@@ -60,8 +60,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "`Term(-logsigmoid(reward[winners] - below))`": GROUP,
     },
     "exo": {
-        "self.terms: `Term(torch.where(first, log_policy - log_target, others), 'group')` becomes "
-        "`Term(torch.where(first, log_policy - log_target, others))`": GROUP,
+        "self.terms: `Term(torch.where(together, close, apart), 'group')` becomes "
+        "`Term(torch.where(together, close, apart))`": GROUP,
     },
     "infonca": {
         "self.terms: `Term(torch.where(first, -grouped_log_softmax(reward, batch.same), others), 'group')` becomes "
