@@ -105,19 +105,21 @@ LIBRARIES = ("prefopt", "TRL")
 RANK = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 PASSES = 4
 PEAK_TFLOPS = {
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L4": 121,
-    "RTX 5090": 209.5,
-    "RTX 4090": 165.2,
-    "RTX 4080": 97.5,
-    "RTX 3090": 71,
-    "RTX A6000": 154.8,
+    "NVIDIA H200": 989,
+    "NVIDIA H100 80GB HBM3": 989,
+    "NVIDIA H100 PCIe": 756,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312,
+    "NVIDIA L40S": 362,
+    "NVIDIA L4": 121,
+    "NVIDIA RTX A6000": 154.8,
+    "NVIDIA GeForce RTX 5090": 209.5,
+    "NVIDIA GeForce RTX 4090": 165.2,
+    "NVIDIA GeForce RTX 4080": 97.5,
+    "NVIDIA GeForce RTX 3090": 71,
 }
-"""Dense bfloat16 with sums in float32, from the makers' data sheets; the first name that a device's contains."""
+"""By the device's own name: dense bfloat16 with sums in float32, from the maker's data sheets."""
 
 # Tenths of the lengths of 277 public pairs (LLaMA-Factory's dpo_en_demo, tokenised as benchmarks/lengths.py does, rows
 # up to 2,048 tokens), and how their ranks correlate: what `--describe FILE` prints.
@@ -594,11 +596,6 @@ def about(device: str) -> dict[str, Any]:
     return {"hardware": hardware, "versions": {"python": platform.python_version(), **versions}}
 
 
-def peak_tflops(device: str) -> float | None:
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
-
-
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
@@ -641,7 +638,9 @@ def main(given: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     console.console.quiet = True
     datasets.disable_progress_bars()
-    results = Results(chosen.out, about(chosen.device), chosen.peak_tflops or peak_tflops(chosen.device))
+    facts = about(chosen.device)
+    peak = chosen.peak_tflops or PEAK_TFLOPS.get(facts["hardware"]["device"])
+    results = Results(chosen.out, facts, peak)
     real = lengths_of_files(chosen.data, chosen.max_length) if chosen.data else drawn_lengths(chosen.pairs)
     real = real[: chosen.pairs]
     toy = 64 if "toy" in chosen.size else 1
