@@ -207,8 +207,6 @@ KINDS: dict[str, Callable[[Case, bool, str], Contestant]] = {"plain": Plain, "TR
 def contestant(way: str, case: Case, folder: str) -> Contestant:
     """One by its way: ``"plain"``, ``"TRL"`` or ``"prefopt"``, alone or with ``", cached"``."""
     name, _, cached = way.partition(", ")
-    # Everyone begins with the same adapter.
-    torch.manual_seed(1)
     made = KINDS[name](case, cached == "cached", folder)
     made.model.train()
     return made

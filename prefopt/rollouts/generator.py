@@ -1,5 +1,6 @@
 """Sampling completions from a model."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
@@ -298,12 +299,16 @@ def _with_cache(model: nn.Module, inputs: dict[str, Tensor], n: int, room: int) 
     # Rows padded on the left so far that nothing of them is seen here get positions 0, which nothing attends to.
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Nothing is drawn at these positions; logits of all of them would take more memory than the cache.
+    fewest = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(base).forward).parameters else {}
     model(
         input_ids=ids[:, :-1],
         attention_mask=mask[:, :-1],
         position_ids=positions[:, :-1],
         past_key_values=cache,
         use_cache=True,
+        **fewest,
     )
     cache.batch_repeat_interleave(n)
     layers = [_Room(layer.keys, layer.values, room) for layer in cache.layers]

@@ -272,6 +272,15 @@ def test_left_padding_does_not_move_the_positions_of_cached_prompts() -> None:
             np.testing.assert_allclose(sample.logps, exact.numpy(), atol=1e-4)
 
 
+def test_a_prompt_that_is_read_makes_logits_of_one_position_alone() -> None:
+    prompts = [np.array([1, *range(7, 17)], dtype=np.int32), np.array([1, 12], dtype=np.int32)]
+    model, rows = tiny.model(0), []
+    model.lm_head.register_forward_hook(lambda _, __, logits: rows.append(logits.shape[:-1].numel()))
+    TransformersGenerator(tiny.tokenizer()).generate(model, prompts, GenerationSettings(n=3, max_new_tokens=2))
+    assert rows[0] == len(prompts)
+    assert max(rows) == 3 * len(prompts)
+
+
 @pytest.mark.parametrize("make", [tiny.model, gpt2])
 def test_a_mixture_follows_both_models_over_several_tokens(make: Callable[[], torch.nn.Module]) -> None:
     """The log-probability of every token of every completion, recomputed from whole sequences."""
