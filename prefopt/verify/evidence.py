@@ -68,12 +68,16 @@ _ENUMERATED = {
 }
 """Expectations over all completions of a small policy, groups of them included."""
 _REWARD_MODELS = {
-    "test_bradley_terry_finds_the_rewards_up_to_a_constant": {"reward": "r up to a constant, from Bradley–Terry pairs"},
-    "test_the_gap_under_a_margin": {"reward_margin": "the closed form of r_w − r_l under a margin"},
-    "test_rankings_find_the_rewards_up_to_a_constant": dict.fromkeys(
+    "test_bradley_terry_preferences_give_the_reward_back_up_to_a_constant": {
+        "reward": "r up to a constant, from Bradley–Terry pairs"
+    },
+    "test_the_minimiser_with_a_margin_has_a_closed_form": {
+        "reward_margin": "the closed form of r_w − r_l under a margin"
+    },
+    "test_rankings_give_the_reward_back_up_to_a_constant": dict.fromkeys(
         ("reward_kwise", "reward_best_of_k"), "r up to a constant, from Plackett–Luce rankings"
     ),
-    "test_a_regression_finds_the_mean_rating": {"reward_regression": "the mean rating"},
+    "test_regression_finds_the_mean_rating": {"reward_regression": "the mean rating"},
 }
 """What minimises the objectives that train reward models."""
 
@@ -110,7 +114,7 @@ _PUBLISHED = {
         "wpo": "wzhouad/WPO",
     },
     "tests/objectives/test_policy_gradient.py": {"value": "openai/lm-human-preferences"},
-    "tests/objectives/test_reward_models.py": {"reward_best_of_k": "openai/lm-human-preferences"},
+    "tests/objectives/test_reward_objectives.py": {"reward_best_of_k": "openai/lm-human-preferences"},
 }
 """Numbers computed by the authors' own code."""
 
@@ -136,7 +140,7 @@ _INDEPENDENT = {
         "ppo": "verl-project/verl, openai/lm-human-preferences",
         **dict.fromkeys(("value", "grpo", "dr_grpo", "dapo", "gspo", "cispo"), "verl-project/verl"),
     },
-    "tests/objectives/test_reward_models.py": {"reward": "ContextualAI/HALOs"},
+    "tests/objectives/test_reward_objectives.py": {"reward": "ContextualAI/HALOs"},
 }
 """The installed TRL, and numbers computed by code of others than the authors."""
 
@@ -149,7 +153,7 @@ def evidence(name: str) -> list[Evidence]:
             ("verify/test_optima.py", _OPTIMA),
             ("verify/test_identities.py", _IDENTITIES),
             ("objectives/test_policy_gradient_exact.py", _ENUMERATED),
-            ("objectives/test_reward_models.py", _REWARD_MODELS),
+            ("objectives/test_reward_objectives.py", _REWARD_MODELS),
         )
         for test, cases in table.items()
         if name in cases

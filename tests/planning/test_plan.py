@@ -99,7 +99,9 @@ def test_the_peak_of_a_run_on_the_cpu_is_as_planned(algorithm: str, folder: Path
             trainer.train()
     finally:
         console.console.quiet = False
-    assert planned.total == pytest.approx(recorder.peak, rel=TOLERANCE)
+    # Sampled completions are planned at their longest, and these end where they end.
+    above = 0.25 if algorithm == "ppo" else TOLERANCE
+    assert 1 - TOLERANCE <= planned.total / recorder.peak <= 1 + above
 
 
 def size(tensor: torch.Tensor) -> int:

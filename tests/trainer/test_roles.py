@@ -222,8 +222,11 @@ def test_a_model_critic_is_trained_beside_a_full_policy() -> None:
             torch.testing.assert_close(watch.policy[number][key], value.grad, rtol=1e-5, atol=1e-9)
         torch.testing.assert_close(watch.critic[number]["head.weight"], head.weight.grad, rtol=1e-4, atol=1e-7)
     start = dict(tiny.model(0, torch.float64).named_parameters())
-    moved = {k for k, v in run.online.critic.model.named_parameters() if not torch.equal(v, start[k])}
-    # The last layer norm is part of the hidden states, the vocabulary head is not.
+    critic = dict(run.online.critic.model.named_parameters())
+    # It says nothing about values, so the critic has none of its own.
+    assert critic.pop("lm_head.weight") is run.policy.lm_head.weight
+    moved = {k for k, v in critic.items() if not torch.equal(v, start[k])}
+    # The last layer norm is part of the hidden states.
     assert moved == start.keys() - {"lm_head.weight"}
 
 
