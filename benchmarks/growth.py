@@ -12,20 +12,16 @@ Results go to ``benchmarks/results/growth.json``, the picture to ``docs/growth.s
 """
 
 import argparse
-import json
-import platform
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import record
 import torch
-import transformers
 from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import prefopt
 from prefopt.lab.charts import COLOURS, MARKERS, bare, standalone
 from prefopt.lab.measure import costing
 from prefopt.scoring import Layout, score, share_prompts
@@ -186,25 +182,14 @@ def main() -> None:
             gain = {key: ways["plain"][key] / ways["shared"][key] for key in ("seconds", "flops")}
             cells = "".join(f"{ways[way]['seconds']:12.2f}{ways[way]['mb']:8.0f}" for way in WAYS)
             print(f"{x:<26g}{cells}   {gain['seconds']:.2f}, {gain['flops']:.2f}", flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
-    report = {
-        "command": "python benchmarks/growth.py",
-        "setting": f"hidden {HIDDEN}, {LAYERS} layers, full fine-tune, float32; forward and backward; best of "
-        f"{chosen.rounds} interleaved rounds; memory is the peak of the resident set above what it was before",
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "prefopt": prefopt.__version__,
-        },
-        "commit": commit.strip(),
-        "sweeps": sweeps,
-    }
-    chosen.out.write_text(json.dumps(report, indent=2) + "\n")
+    setting = (
+        f"hidden {HIDDEN}, {LAYERS} layers, full fine-tune, float32; forward and backward; best of "
+        f"{chosen.rounds} interleaved rounds; memory is the peak of the resident set above what it was before"
+    )
+    record.write(chosen.out, "python benchmarks/growth.py", setting, sweeps=sweeps)
     what = "Seconds and memory of scoring against completions per prompt, prompt share, vocabulary and context."
     chosen.picture.write_text(standalone(picture(sweeps), what), encoding="utf-8")
-    print(f"\n{chosen.out}\n{chosen.picture}")
+    print(chosen.picture)
 
 
 if __name__ == "__main__":

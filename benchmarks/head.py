@@ -13,19 +13,15 @@ Results go to ``benchmarks/results/head.json``.
 
 import argparse
 import itertools
-import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import record
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prefopt import __version__
 from prefopt.lab.measure import costing
 from prefopt.scoring import Rows, tiles
 from prefopt.scoring.head import AfterHead, LinearHead
@@ -114,18 +110,11 @@ def main() -> None:
                 f"{row['times_faster']:8.2f}{row['times_less_memory']:10.1f}",
                 flush=True,
             )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
-    report = {
-        "command": "python benchmarks/head.py",
-        "setting": f"{ROWS} rows, float32, forward and backward; best of {chosen.rounds} interleaved rounds; memory is "
-        "the peak of the resident set above what it was with weights and hidden states",
-        "versions": f"prefopt {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
-        "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
-        "commit": commit.strip(),
-        "table": table,
-    }
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(report, indent=2) + "\n")
+    setting = (
+        f"{ROWS} rows, float32, forward and backward; best of {chosen.rounds} interleaved rounds; memory is "
+        "the peak of the resident set above what it was with weights and hidden states"
+    )
+    record.write(chosen.out, "python benchmarks/head.py", setting, table=table)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ Results go to ``benchmarks/results/lengths.json``.
 import argparse
 import json
 import logging
-import platform
-import subprocess
 import tempfile
 import time
 import warnings
@@ -27,14 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
-import trl
+import record
 from contestants import Case, Pair, contestant
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-import prefopt
 from prefopt.data import DataSettings, TokenizedDataset, TokenizedExample, collate, prepare_dataset
 from prefopt.data.read import load_rows
 from prefopt.scoring import Layout
@@ -171,26 +166,19 @@ def main() -> None:
     timing = timed(first, chosen.pairs, chosen.rounds) if chosen.time else []
     for row in timing:
         print(f"{row['way']:18} batch {row['batch']}: {row['seconds_per_pair']:.3f} s a pair")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
-    report = {
-        "command": "python benchmarks/lengths.py DATA..." + (" --time" if chosen.time else ""),
-        "setting": f"byte-pair encoding of {CASE.vocabulary} tokens trained on each file, rows up to "
+    setting = (
+        f"byte-pair encoding of {CASE.vocabulary} tokens trained on each file, rows up to "
         f"{chosen.max_length} tokens; timed: hidden {CASE.hidden}, {CASE.layers} layers, vocabulary {CASE.vocabulary}, "
-        f"LoRA r = 16, float32, {chosen.pairs} pairs of the first file, best of {chosen.rounds} interleaved rounds",
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "trl": trl.__version__,
-            "prefopt": prefopt.__version__,
-        },
-        "commit": commit.strip(),
-        "files": files,
-        "times": timing,
-    }
-    chosen.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\n{chosen.out}")
+        f"LoRA r = 16, float32, {chosen.pairs} pairs of the first file, best of {chosen.rounds} interleaved rounds"
+    )
+    record.write(
+        chosen.out,
+        "python benchmarks/lengths.py DATA..." + (" --time" if chosen.time else ""),
+        setting,
+        "trl",
+        files=files,
+        times=timing,
+    )
 
 
 if __name__ == "__main__":

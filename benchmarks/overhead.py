@@ -12,11 +12,8 @@ Results go to ``benchmarks/results/overhead.json``.
 
 import argparse
 import itertools
-import json
 import logging
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 import warnings
@@ -24,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 import torch
-import transformers
 from contestants import Case
 from torch import nn
 from transformers import TrainerCallback
@@ -149,23 +146,11 @@ def main() -> None:
             f"{row['case']:6} trainer {row['trainer_s']:.3f} s, bare {row['bare_s']:.3f} s per step: "
             f"{100 * row['overhead']:+.1f} %"
         )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
-    report = {
-        "command": "python benchmarks/overhead.py",
-        "setting": f"DPO, {PAIRS} pairs of {PROMPT} + 2 × {COMPLETION} tokens a step, float32, AdamW; fastest of "
-        f"{chosen.rounds} alternating steps",
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "prefopt": prefopt.__version__,
-        },
-        "commit": commit.strip(),
-        "cases": table,
-    }
-    chosen.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\n{chosen.out}")
+    setting = (
+        f"DPO, {PAIRS} pairs of {PROMPT} + 2 × {COMPLETION} tokens a step, float32, AdamW; fastest of "
+        f"{chosen.rounds} alternating steps"
+    )
+    record.write(chosen.out, "python benchmarks/overhead.py", setting, cases=table)
 
 
 if __name__ == "__main__":

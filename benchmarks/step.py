@@ -17,9 +17,7 @@ Results go to ``benchmarks/results/step.json``.
 
 import argparse
 import contextlib
-import json
 import logging
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,12 +26,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import record
 import torch
-import transformers
-import trl
 from contestants import Case, Pair, contestant
 
-import prefopt
 from prefopt.lab.measure import costing
 
 HERE = Path(__file__).parent
@@ -150,25 +146,12 @@ def main() -> None:
                 f"  memory {row['memory_x_plain']:.1f}, {row['memory_x_TRL']:.1f}",
                 flush=True,
             )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
-    report = {
-        "command": "python benchmarks/step.py",
-        "setting": f"{PAIRS} pairs of {PROMPT} + 2 × {COMPLETION} tokens, float32, AdamW; best of {chosen.rounds} "
+    setting = (
+        f"{PAIRS} pairs of {PROMPT} + 2 × {COMPLETION} tokens, float32, AdamW; best of {chosen.rounds} "
         "interleaved rounds; memory is the peak of the resident set in one step above what it was before, in a process "
-        "of its own; ratios are against the first plain and the first TRL row of the case",
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "trl": trl.__version__,
-            "prefopt": prefopt.__version__,
-        },
-        "commit": commit.strip(),
-        "steps": table,
-    }
-    chosen.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\n{chosen.out}")
+        "of its own; ratios are against the first plain and the first TRL row of the case"
+    )
+    record.write(chosen.out, "python benchmarks/step.py", setting, "trl", steps=table)
 
 
 if __name__ == "__main__":
