@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from accelerate.utils import gather_object
@@ -21,8 +19,7 @@ from prefopt.arguments import training_arguments
 from prefopt.assembly import brings_adapter, check_assembly, check_batches, prepare_data
 from prefopt.catalogue import Algorithm, get_algorithm
 from prefopt.console import say
-from prefopt.data import DataSettings, TokenizedDataset, TokenizedExample, collate, prepare_dataset
-from prefopt.data.collate import join_reference
+from prefopt.data import DataSettings, TokenizedDataset, collate, prepare_dataset, read_ahead
 from prefopt.errors import UsageError
 from prefopt.loaders import step_loader
 from prefopt.metrics import Means
@@ -39,30 +36,15 @@ from prefopt.models.export import RUN_FILE
 from prefopt.objective import Loss, Objective, State
 from prefopt.online import OnlineRun
 from prefopt.portions import Portions
-from prefopt.reduction import LossSums, global_counts, step_loss
+from prefopt.preparation import Preparation, Step
+from prefopt.reduction import LossSums, step_loss
 from prefopt.reference_cache import ReferenceCache
 from prefopt.rollouts import GenerationSettings
-from prefopt.scoring import lengths_of
 from prefopt.scoring import share_prompts as let_share_prompts
 from prefopt.steps import StepScorer, pair_accuracy
 from prefopt.watch import Watch
 
 STATE_FILE = "objective_state.safetensors"
-# Nats per token by which policy and reference may differ at the start; equal weights give 0 on one machine.
-START_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Step:
-    """What *prepare* found out about an optimizer step before any of its losses is computed.
-
-    Attributes:
-        denominators: counts over all micro-batches and ranks, by unit.
-        state: the objective's state for this step.
-    """
-
-    denominators: Mapping[str, float]
-    state: State
 
 
 class Trainer(transformers.Trainer):
@@ -125,6 +107,13 @@ class Trainer(transformers.Trainer):
         self.algorithm = get_algorithm(algorithm) if isinstance(algorithm, (str, Objective)) else algorithm
         self.objective: Objective = self.algorithm.objective
         check_assembly(self.algorithm, reference, reward, generation, reference_cache)
+        self.data_settings = DataSettings.of(data)
+        ahead = partial(read_ahead, kind=self.algorithm.data_kind, settings=self.data_settings)
+        train_dataset = ahead(train_dataset)
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {name: ahead(part) for name, part in eval_dataset.items()}
+        else:
+            eval_dataset = ahead(eval_dataset)
         self.online: OnlineRun | None = None
         settings = ModelSettings(
             adapter=adapter,
@@ -147,7 +136,6 @@ class Trainer(transformers.Trainer):
             tokenizer, lines = settle_padding(policy, tokenizer)
             for line in lines:
                 say(f"{self.algorithm.name}: {line}")
-        self.data_settings = DataSettings.of(data)
         self.reference: Reference | None = None
         if self.algorithm.needs_reference:
             self.reference = make_reference(
@@ -174,7 +162,6 @@ class Trainer(transformers.Trainer):
             )
             self.objective = self.online.objective
         self.scorer = self._step_scorer()
-        self._check_start = self.objective.needs.reference and reference is None
         self.objective_state: State = self.objective.init_state()
         self._pending_state: State = self.objective_state
         self._means = Means()
@@ -215,6 +202,8 @@ class Trainer(transformers.Trainer):
         check_batches(self.algorithm, self.objective.needs, self.args)
         whole = self._why_whole()
         self._learned, self._scored = Portions("training", whole), Portions("scoring", whole)
+        starts_equal = self.objective.needs.reference and reference is None
+        self.preparation = Preparation(self.scorer, self.accelerator, self._scored, starts_equal=starts_equal)
         for model in self._models():
             let_share_prompts(model, share_prompts)
         self._cache: ReferenceCache | None = None
@@ -242,37 +231,26 @@ class Trainer(transformers.Trainer):
 
     def _fill_cache(self, folder: str | Path) -> None:
         """Take all that is known of the reference from disk, or score it now, before the first update."""
-        self.model.eval()
-        self._cache = ReferenceCache(
+        cache = self._cache = ReferenceCache(
             folder,
             self.reference.fingerprint(self.policy),
             self.accelerator.mixed_precision,
-            self._reference_logps,
-            everyones=self._everyones,
+            lambda rows: self.preparation.reference_logps(
+                self.model, self._prepare_inputs(collate(rows, self.processing_class.pad_token_id))
+            ),
+            everyones=gather_object,
             rank=self.args.process_index,
             world=self.args.world_size,
         )
-        self.train_dataset = self._with_reference(self.train_dataset)
+        if self.train_dataset is not None:
+            self.train_dataset = cache.fill(self.train_dataset)
         if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {name: self._with_reference(part) for name, part in self.eval_dataset.items()}
-        else:
-            self.eval_dataset = self._with_reference(self.eval_dataset)
+            self.eval_dataset = {name: cache.fill(part) for name, part in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = cache.fill(self.eval_dataset)
         # A watch asks it about pairs of its own.
         if not any(isinstance(one, Watch) for one in self.callback_handler.callbacks):
             self.reference = self.scorer.reference = self.reference.release()
-
-    def _with_reference(self, dataset: TokenizedDataset | None) -> TokenizedDataset | None:
-        return dataset if dataset is None or self._cache is None else self._cache.fill(dataset)
-
-    def _reference_logps(self, rows: list[TokenizedExample]) -> list[np.ndarray]:
-        """Of rows with one completion each, the reference's log-probs of the tokens that count."""
-        batch = self._prepare_inputs(collate(rows, self.processing_class.pad_token_id))
-        with torch.no_grad(), self.accelerator.autocast():
-            self._score_reference(batch)
-            if self._check_start:
-                self._check_margin_at_start(batch)
-        parts = batch["ref_logps"].cpu().split(lengths_of(batch["completion_mask"]).tolist())
-        return [part.numpy() for part in parts]
 
     def _own_watch(self, callbacks: Any) -> list[TrainerCallback]:
         """Online runs are watched for reward hacking, by the user's own watch or by one that only warns."""
@@ -329,7 +307,8 @@ class Trainer(transformers.Trainer):
         if self._cache is not None and self._cache.knows(eval_dataset):
             return eval_dataset
         if eval_dataset is not None:
-            return self._with_reference(self._prepared(eval_dataset, "eval"))
+            dataset = self._prepared(eval_dataset, "eval")
+            return dataset if self._cache is None else self._cache.fill(dataset)
         if self.eval_dataset is None:
             raise UsageError("evaluation needs a dataset: pass eval_dataset=.")
         return self.eval_dataset
@@ -353,34 +332,9 @@ class Trainer(transformers.Trainer):
                 break
         if not batches:
             return batches, None
-        self.model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            for batch in batches:
-                self._score_reference(batch)
-            if self._check_start:
-                self._check_margin_at_start(batches[0])
-            observed = self._gather([part for batch in batches for part in self._observe(batch)])
-        state = self.objective.prepare(self.objective_state, observed)
-        self._pending_state = {key: state[key] for key in self.objective_state}
-        return batches, Step(self._denominators(batches), state)
-
-    def _score_reference(self, batch: dict[str, Any]) -> None:
-        """Add what is missing of the reference's log-probs."""
-        parts: list[tuple[int, int, Mapping[str, Any]]] = []
-
-        def score(part: dict[str, Any], start: int, end: int) -> None:
-            self.scorer.score_reference(self.policy, part)
-            parts.append((start, end, part))
-
-        self._scored.each(batch, score)
-        if len(parts) > 1 and self.objective.needs.reference:
-            join_reference(batch, parts)
-
-    def _observe(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
-        """What `prepare` must see of a micro-batch, in one or more parts."""
-        observed: list[dict[str, Tensor]] = []
-        self._scored.each(batch, lambda part, *_: observed.append(self.scorer.observe(self.policy, part)))
-        return observed
+        step = self.preparation.step(self.model, batches, self.objective_state)
+        self._pending_state = {key: step.state[key] for key in self.objective_state}
+        return batches, step
 
     def compute_loss(
         self,
@@ -452,34 +406,6 @@ class Trainer(transformers.Trainer):
             # After a resume transformers counts from the beginning of the epoch again.
             self.state.epoch = self.online.epoch
 
-    def _gather(self, observed: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Concatenate observations over micro-batches and ranks, on this rank's device."""
-        if not self.objective.needs.observes:
-            return {}
-        parts = observed
-        if self.args.world_size > 1:
-            parts = self._everyones([{key: value.cpu() for key, value in part.items()} for part in observed])
-        return {key: torch.cat([part[key] for part in parts]).to(self.args.device) for key in parts[0]} if parts else {}
-
-    def _everyones(self, own: list) -> list:
-        """What every process has, one after the other. They may have different numbers of things, or none."""
-        return own if self.args.world_size == 1 else gather_object(own)
-
-    def _denominators(self, batches: list[Mapping[str, Any]]) -> dict[str, float]:
-        counts = [self.scorer.counts(batch) for batch in batches]
-        return global_counts(counts, self.accelerator.gather, self.args.device)
-
-    def _check_margin_at_start(self, batch: dict[str, Any]) -> None:
-        """Policy and reference are the same model at step 0 unless another reference was asked for."""
-        self._check_start = False
-        gap = self.scorer.gap(self.model, batch)
-        if not gap <= START_TOLERANCE:
-            raise UsageError(
-                f"at step 0 the policy differs from its reference by up to {gap:.3g} nats per token, although no "
-                "reference was given: the adapter does not start at zero (init_lora_weights), or the model draws "
-                "random numbers (dropout). Pass reference= if that is meant."
-            )
-
     # ---- evaluation and logging --------------------------------------------------------------------------------
 
     def evaluation_loop(
@@ -496,7 +422,8 @@ class Trainer(transformers.Trainer):
         sums = LossSums()
         with torch.no_grad(), self.accelerator.autocast():
             batches = list(dataloader) if self.algorithm.online else dataloader
-            state = self._evaluation_state(batches)
+            prepared = (self._prepare_inputs(batch) for batch in batches)
+            state = self.preparation.evaluation(self.model, prepared, self.objective_state)
 
             def measure(part: dict[str, Any], *_: int) -> None:
                 self.scorer.score_reference(self.policy, part)
@@ -508,7 +435,7 @@ class Trainer(transformers.Trainer):
                 self._scored.each(self._prepare_inputs(batch), measure)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         # Sampled prompts may have given no example.
-        whole = sums.loss(self._everyones)
+        whole = sums.loss(gather_object)
         metrics = ({} if whole is None else {"loss": whole}) | self._drained()
         self._means = kept
         return EvalLoopOutput(
@@ -518,22 +445,9 @@ class Trainer(transformers.Trainer):
             num_samples=len(dataloader.dataset),
         )
 
-    def _evaluation_state(self, batches: Any) -> State:
-        """The state for a whole dataset: what is remembered stays as it is, what belongs to a step spans all of it."""
-        observed = []
-        if self.objective.needs.observes:
-            for batch in batches:
-                batch = self._prepare_inputs(batch)
-                self._score_reference(batch)
-                observed += self._observe(batch)
-        gathered = self._gather(observed)
-        if self.objective.needs.observes and not gathered:
-            return self.objective_state
-        return self.objective.prepare(self.objective_state, gathered, frozen=True)
-
     def _drained(self) -> dict[str, float]:
         """The metrics since the last time, over all processes, of which one may have seen fewer kinds."""
-        self._means.expect(self._everyones(self._means.names))
+        self._means.expect(gather_object(self._means.names))
         return self._means.drain(self.accelerator.gather, self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -555,7 +469,7 @@ class Trainer(transformers.Trainer):
             path = Path(resume_from_checkpoint) / STATE_FILE
             if path.is_file():
                 self.objective_state = load_file(path, device=str(self.args.device))
-            self._check_start = False
+            self.preparation.starts_equal = False
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **options)
 
     def _save_rng_state(self, output_dir: str) -> None:

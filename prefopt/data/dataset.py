@@ -18,13 +18,15 @@ from prefopt.data.encode import Encoder
 from prefopt.data.examples import KINDS, Example
 from prefopt.data.formats import to_examples
 from prefopt.data.labels import comparable, demand, settle
-from prefopt.data.read import describe, has_splits, load_rows
+from prefopt.data.read import ReadRows, describe, has_splits, load_rows, origin
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import PLAIN_NOTE
 from prefopt.data.tokenise import TokenizedExample, tokenise
 from prefopt.errors import DataError, UsageError, did_you_mean
 
 DEFAULT_LENGTH = 2048
+LOOKED_AT = 1000
+"""Rows whose layout `read_ahead` looks at."""
 
 
 class TokenizedDataset(Dataset):
@@ -155,6 +157,26 @@ def draw_partners(prompts: Sequence[Any], seed: int) -> np.ndarray:
     return partners
 
 
+def read_ahead(source: Any, kind: str, settings: DataSettings) -> Any:
+    """Read a dataset that is given by name, and see that its first rows can be what is needed.
+
+    So a dataset that cannot be used is told before a model is loaded for it.
+
+    Returns:
+        What to give to `prepare_dataset`: the rows, which know where they come from. Anything else than a path or a
+        hub id is as it was.
+
+    Raises:
+        DataError: as `prepare_dataset`, as far as it can be known without a tokenizer.
+    """
+    if not isinstance(source, (str, Path)):
+        return source
+    rows = ReadRows(load_rows(source, settings.split), source)
+    with _naming(describe(source)):
+        convert(to_examples(rows[:LOOKED_AT], settings, kind).examples, kind, settings.pairs)
+    return rows
+
+
 def prepare_dataset(
     source: Any,
     kind: str,
@@ -208,7 +230,7 @@ def prepare_dataset(
     audit = Audit(kind, read, len(kept), made.cut, dropped, max_length, made.lengths, made.left)
     with _naming(name):
         audit.check(settings.max_dropped)
-    notes = [f"{Path(name).name if isinstance(source, (str, Path)) else name} read as {reading.format.name}"]
+    notes = [f"{Path(name).name if isinstance(origin(source), (str, Path)) else name} read as {reading.format.name}"]
     notes += [converted] if converted else []
     notes += [*unused, *_notes(source, settings, tokenizer, examples)]
     if settings.pairs != "all" and (reading.format.kind, kind) not in (("ranked", "pairs"), ("ranked", "labelled")):

@@ -7,7 +7,6 @@ first; none sees the gold reward. Everything else (schedule, optimizer, evaluati
 has its own learning rate and settings, from the sweep recorded in `prefopt.lab.rates`.
 """
 
-import logging
 import platform
 import shutil
 import tempfile
@@ -26,13 +25,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.utils import logging as transformers_logging
 
-from prefopt import __version__, console
+from prefopt import __version__
 from prefopt.catalogue import get_algorithm
 from prefopt.data import prepare_dataset
 from prefopt.errors import UsageError
 from prefopt.lab.measure import Cost, Estimate, Result, Samples, Yardstick, costing
+from prefopt.lab.quiet import quiet
 from prefopt.lab.rates import SETTINGS
 from prefopt.lab.report import Comparison, Shown, write_report
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
@@ -326,23 +325,6 @@ def _progress(algorithms: Sequence[str], steps: int, out: Console) -> Iterator[C
             return bars[name]
 
         yield bar
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back the trainer's own lines, which would tear the progress bars; warnings and errors still show."""
-    level, said = transformers_logging.get_verbosity(), console.console.quiet
-    bits = logging.getLogger("bitsandbytes")
-    bits_level = bits.level
-    try:
-        transformers_logging.set_verbosity_error()
-        bits.setLevel(logging.ERROR)
-        console.console.quiet = True
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        bits.setLevel(bits_level)
-        console.console.quiet = said
 
 
 def print_table(comparison: Comparison, out: Console | None = None) -> None:

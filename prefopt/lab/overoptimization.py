@@ -21,8 +21,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from prefopt.lab.charts import COLOURS, MARKERS, bare, inline, palette, standalone
-from prefopt.lab.demo import Budget, Lab, facts, make_yardstick, quiet, train, train_reward_models
+from prefopt.lab.demo import Budget, Lab, facts, make_yardstick, train, train_reward_models
 from prefopt.lab.measure import Estimate, Result, Samples, Yardstick, log_ratios
+from prefopt.lab.quiet import quiet
 from prefopt.lab.rates import RATES, SETTINGS
 from prefopt.lab.report import STYLE
 from prefopt.rollouts.reward_model import RewardModel

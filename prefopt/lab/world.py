@@ -6,7 +6,6 @@ that the world is made from, so a changed grammar or model never meets an old ca
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -20,13 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
-from transformers.utils import logging as transformers_logging
 
-from prefopt import console
 from prefopt.errors import DataError
 from prefopt.lab.measure import sample
 from prefopt.lab.model import build_model
 from prefopt.lab.preferences import Judge, Row, demonstrations, make_pairs, split_prompts
+from prefopt.lab.quiet import quiet
 from prefopt.lab.reward import gold_reward, score
 from prefopt.lab.tokenizer import build_tokenizer
 from prefopt.lab.writer import corpus
@@ -124,7 +122,7 @@ def prepare(
     settings = settings or WorldSettings()
     folder = _cache_root(cache) / _key(settings, seed)
     if not folder.is_dir():
-        with _reporting(progress) as report, _quiet():
+        with _reporting(progress) as report, quiet():
             _make(folder, settings, seed, report)
     return _read(folder)
 
@@ -269,20 +267,3 @@ def _reporting(progress: Report | None) -> Iterator[Report]:
 
 
 _STAGES = ("pretraining", "sampling")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the trainer's own lines, which would tear the progress bar; warnings and errors still show."""
-    level, said = transformers_logging.get_verbosity(), console.console.quiet
-    bits = logging.getLogger("bitsandbytes")
-    bits_level = bits.level
-    try:
-        transformers_logging.set_verbosity_error()
-        bits.setLevel(logging.ERROR)
-        console.console.quiet = True
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        bits.setLevel(bits_level)
-        console.console.quiet = said

@@ -151,7 +151,7 @@ def load_causal_lm(name: str, settings: ModelSettings, *, trains_adapter: bool) 
     try:
         model = AutoModelForCausalLM.from_pretrained(name, **_options(settings, trains_adapter))
     except (OSError, ValueError) as error:
-        raise ModelError(_why_not_loaded(name, error)) from error
+        raise ModelError(why_not_loaded(name, error)) from error
     if is_classifier(model.config):
         raise ModelError(
             f"{name} is a classifier, such as a reward model, and no language model: give its base instead."
@@ -175,7 +175,7 @@ def load_reward_model(name: str, settings: ModelSettings, *, trains_adapter: boo
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(_why_not_loaded(name, error, "sequence classifier")) from error
+        raise ModelError(why_not_loaded(name, error, "sequence classifier")) from error
     missing = set(report["missing_keys"])
     fresh = any(key.split(".")[0] == HEAD for key in missing)
     missing -= {key for key in missing if key.split(".")[0] == HEAD}
@@ -241,6 +241,12 @@ def _keep_precision(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_by_name(name: str, settings: ModelSettings) -> nn.Module:
+    """Load a model by path or hub id; the folder of an adapter gives that adapter on the base that it names.
+
+    Raises:
+        ModelError: there is no such model, or it is of another kind than is needed.
+        UsageError: an adapter is to be made anew on a model that brings one.
+    """
     folder = Path(name)
     load_base = load_reward_model if settings.rewards else load_causal_lm
     if not (folder / "adapter_config.json").is_file():
@@ -260,13 +266,19 @@ def load_by_name(name: str, settings: ModelSettings) -> nn.Module:
 
 
 def base_of(folder: Path) -> str:
+    """Path or hub id of the base of an adapter.
+
+    Raises:
+        ModelError: the adapter does not name one.
+    """
     base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{folder}/adapter_config.json does not name its base model (base_model_name_or_path).")
     return base
 
 
-def _why_not_loaded(name: str, error: Exception, what: str = "causal language model") -> str:
+def why_not_loaded(name: str, error: Exception, what: str = "causal language model") -> str:
+    """A message about a model that could not be loaded by its path or hub id."""
     folder = Path(name)
     if folder.is_dir():
         reason = str(error).strip().splitlines()[0]

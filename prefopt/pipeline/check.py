@@ -1,7 +1,6 @@
 """Everything about a pipeline that can be found wrong before its first stage starts."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from prefopt.arguments import training_arguments
 from prefopt.assembly import check_assembly
 from prefopt.catalogue import Algorithm, get_algorithm
 from prefopt.config import RunConfig, make_watch
-from prefopt.data import DataSettings, convert, load_rows, to_examples
-from prefopt.data.read import describe
-from prefopt.errors import DataError, ModelError, PrefoptError, UsageError
+from prefopt.data import DataSettings, read_ahead
+from prefopt.errors import ModelError, PrefoptError, UsageError
 from prefopt.evaluation.run import Evaluation
 from prefopt.models import ModelSettings
 from prefopt.online import generation_settings
@@ -21,8 +19,6 @@ from prefopt.pipeline.plan import RESULTS, EvaluateConfig, Pipeline, Stage, abou
 from prefopt.rollouts import GenerationSettings, make_reward
 from prefopt.rollouts.reward_model import is_reward_model
 
-ROWS = 1000
-"""Rows of a dataset whose layout is looked at."""
 AS_FOLDER = "prefopt-stage/"
 """Stands for ``stage:`` while a reward is read, where the name of a model is told from others by its form."""
 
@@ -46,7 +42,7 @@ def check_pipeline(pipeline: Pipeline) -> None:
     Raises:
         UsageError, DataError, ModelError: the first thing that is wrong, with the stage that it is in.
     """
-    with _quietly():
+    with console.quiet():
         for stage in pipeline.stages:
             try:
                 _Check(pipeline, stage).run()
@@ -105,7 +101,6 @@ class _Check:
     def _training(self, config: RunConfig) -> None:
         algorithm = get_algorithm(config.algorithm, **config.hyperparameters)
         check_assembly(algorithm, config.reference, config.reward, config.generation or None, config.reference_cache)
-        DataSettings.of(config.data.settings)
         if algorithm.online:
             generation_settings(algorithm, config.generation)
         if config.watch:
@@ -138,11 +133,12 @@ class _Check:
     def _datasets(self, config: RunConfig, algorithm: Algorithm) -> None:
         if config.data.train is None:
             raise UsageError("data is missing: give data: PATH, or data: {train: PATH}.")
+        settings = DataSettings.of(config.data.settings)
         for source in (config.data.train, config.data.eval):
             if source is not None:
-                _look_at(source, algorithm.data_kind, config.data.settings)
+                read_ahead(source, algorithm.data_kind, settings)
         if isinstance(config.watch.get("held_out"), str):
-            _look_at(config.watch["held_out"], "pairs", config.data.settings)
+            read_ahead(config.watch["held_out"], "pairs", settings)
 
     def _evaluation(self, config: EvaluateConfig) -> None:
         rewards = self._result(self.stage.values["evaluate"]).rewards
@@ -151,7 +147,7 @@ class _Check:
         self._rewards()
         if config.data.eval is None:
             raise UsageError("data is missing: give held-out data as data: PATH, or data: {eval: PATH}.")
-        _look_at(config.data.eval, "pairs" if rewards else "prompts", config.data.settings)
+        read_ahead(config.data.eval, "pairs" if rewards else "prompts", DataSettings.of(config.data.settings))
 
 
 def evaluation_of(config: EvaluateConfig) -> Evaluation:
@@ -179,24 +175,3 @@ def _loadable(reward: Any) -> Any:
     if isinstance(reward, Mapping):
         return {key: _loadable(each) for key, each in reward.items()}
     return reward
-
-
-def _look_at(source: str, kind: str, settings: Mapping[str, Any]) -> None:
-    """The data is there, and its first rows can be read as what is needed."""
-    chosen = DataSettings.of(settings)
-    rows = load_rows(source, chosen.split)
-    try:
-        convert(to_examples(rows[:ROWS], chosen, kind).examples, kind, chosen.pairs)
-    except DataError as error:
-        raise DataError(f"{describe(source)}: {error}") from error
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the lines that each stage prints when it starts."""
-    said = console.console.quiet
-    console.console.quiet = True
-    try:
-        yield
-    finally:
-        console.console.quiet = said

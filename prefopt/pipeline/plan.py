@@ -172,6 +172,11 @@ def _no_such_key(key: str) -> str:
 def _stages(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The stages by name, each a mapping whose ``data`` is one too."""
     stages = values.get("stages")
+    if "algorithm" in values and stages is None:
+        raise UsageError(
+            "pipeline: there are no stages, but an algorithm: this is a config of `prefopt train --config FILE`. As a "
+            "pipeline it would be a stage: {stages: {NAME: ...}}."
+        )
     if not isinstance(stages, dict) or not stages:
         raise UsageError("pipeline: stages must be a mapping from names to stages, in the order in which they run.")
     for name, own in stages.items():

@@ -409,6 +409,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
     ("text", "expected"),
     {
         "stages: {}": "stages must be a mapping",
+        "algorithm: dpo": "this is a config of `prefopt train --config FILE`",
         "reward: x\nstages: {a: {algorithm: sft}}": "reward belongs into a stage",
         "modle: x\nstages: {a: {algorithm: sft}}": "no section 'modle'. Did you mean 'model'?",
         "stages: {a: {model: x}}": "stage a needs `algorithm: NAME` to train or `evaluate: MODEL`",

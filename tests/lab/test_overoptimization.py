@@ -8,6 +8,7 @@ from toy_lab import toy_lab
 
 from prefopt.lab import demo
 from prefopt.lab.overoptimization import Point, Study, curves_chart, describe, page, study, write
+from prefopt.lab.quiet import quiet
 
 BUDGET = demo.Budget(steps=2, completions=8, n=2, prompts=6, k=2, pairs=8, max_new_tokens=6, seeds=(0, 1))
 
@@ -17,7 +18,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("toy")
     rates = {"ppo": 1e-2, "online_dpo": 1e-2, "reward": 1e-2}
     options = {"algorithms": ("ppo", "online_dpo"), "weak_pairs": 8, "free_steps": 4, "every": 2, "tracked": 4}
-    with demo.quiet():
+    with quiet():
         return study(toy_lab(folder / "lab"), folder / "out", budget=BUDGET, rates=rates, **options)
 
 

@@ -21,6 +21,7 @@ from prefopt.errors import UsageError
 from prefopt.lab import demo
 from prefopt.lab.charts import place_labels, reward_chart
 from prefopt.lab.measure import Cost, Estimate, Result
+from prefopt.lab.quiet import quiet
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "path", "use", "rect"}
 BUDGET = demo.Budget(steps=3, completions=8, n=2, prompts=6, k=2, pairs=8, max_new_tokens=6, seeds=(0, 1))
@@ -147,10 +148,10 @@ def test_a_missing_learning_rate_is_named_before_anything_is_trained(tmp_path: P
 
 
 def test_lines_of_the_trainer_are_held_back_and_come_back() -> None:
-    with demo.quiet():
+    with quiet():
         assert console.console.quiet
     assert not console.console.quiet
-    with pytest.raises(RuntimeError), demo.quiet():
+    with pytest.raises(RuntimeError), quiet():
         raise RuntimeError
     assert not console.console.quiet
 

@@ -1,0 +1,25 @@
+"""Progress bars that nothing tears."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers.utils import logging as transformers_logging
+
+from prefopt import console
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the lines of a trainer, which would tear progress bars; warnings and errors still show."""
+    level = transformers_logging.get_verbosity()
+    bits = logging.getLogger("bitsandbytes")
+    bits_level = bits.level
+    try:
+        transformers_logging.set_verbosity_error()
+        bits.setLevel(logging.ERROR)
+        with console.quiet():
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        bits.setLevel(bits_level)
