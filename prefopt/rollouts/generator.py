@@ -23,6 +23,9 @@ from transformers.cache_utils import DynamicLayer
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.objective import check_parameter, parameter
 
+STAGE = 16
+"""Tokens between two looks at which rows have ended; they are cheap, but each copies the cache of those that go on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
@@ -153,24 +156,56 @@ class TransformersGenerator:
         self, model: nn.Module, prompts: list[np.ndarray], settings: GenerationSettings, mixture: Mixture | None
     ) -> list[list[Sample]]:
         inputs, width = self._padded(prompts, next(model.parameters()).device)
-        recorder = _Recorder(settings.temperature or 1.0)
-        processors = LogitsProcessorList([recorder])
-        if mixture is not None:
-            processors.insert(0, _Mixer(mixture, inputs["attention_mask"].repeat_interleave(settings.n, dim=0)))
         config = self._config(model, settings, width)
+        processors = []
         if mixture is None:
             inputs = _with_cache(model, inputs, settings.n, room=config.max_new_tokens)
             config.num_return_sequences = 1
-        output = model.generate(
-            **inputs,
-            generation_config=config,
-            logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([_Drawn(recorder)]),
-        )
-        new = output[:, width:].cpu().numpy().astype(np.int32)
-        logps = torch.stack(recorder.logps, dim=1).cpu().numpy()
-        rows = [self._sample(ids, own) for ids, own in zip(new, logps, strict=True)]
+        else:
+            processors = [_Mixer(mixture, inputs["attention_mask"].repeat_interleave(settings.n, dim=0))]
+        drawn = self._draw(model, inputs, config, processors, settings)
+        rows = [self._sample(ids, own) for ids, own in zip(*drawn, strict=True)]
         return [rows[i * settings.n : (i + 1) * settings.n] for i in range(len(prompts))]
+
+    def _draw(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        config: GenerationConfig,
+        processors: list[LogitsProcessor],
+        settings: GenerationSettings,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and their log-probs, [R, T] each; what follows the end of a row has no meaning.
+
+        Where the cache can be narrowed, rows that have ended leave the batch every few tokens: most completions are far
+        shorter than the longest, which all would wait for.
+        """
+        number, most = len(inputs["input_ids"]) * config.num_return_sequences, config.max_new_tokens
+        tokens = np.full((number, most), self.tokenizer.pad_token_id, dtype=np.int32)
+        logps = np.zeros((number, most), dtype=np.float32)
+        rows, done = torch.arange(number), 0
+        stops = torch.tensor(self.stop_ids)
+        while done < most:
+            recorder = _Recorder(settings.temperature or 1.0)
+            config.max_new_tokens = most - done
+            if "past_key_values" in inputs:
+                config.max_new_tokens = min(STAGE, most - done)
+            output = model.generate(
+                **inputs,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([*processors, recorder]),
+                stopping_criteria=StoppingCriteriaList([_Drawn(recorder)]),
+            )
+            end = done + len(recorder.logps)
+            new = output[:, -len(recorder.logps) :].cpu()
+            tokens[rows, done:end] = new.numpy()
+            logps[rows, done:end] = torch.stack(recorder.logps, dim=1).cpu().numpy()
+            going = torch.isin(new, stops).any(dim=1).logical_not().nonzero()[:, 0]
+            if len(going) == 0 or end == most:
+                break
+            rows, done = rows[going], end
+            inputs = _narrowed(inputs, output, going)
+        return tokens, logps
 
     def _padded(self, prompts: list[np.ndarray], device: torch.device) -> tuple[dict[str, Tensor], int]:
         width = max(map(len, prompts))
@@ -213,6 +248,17 @@ class TransformersGenerator:
         ids = ids[: ends[0] + 1] if ended else ids
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return Sample(ids=ids, text=text, ended=ended, logps=logps[: len(ids)])
+
+
+def _narrowed(inputs: dict[str, Any], output: Tensor, going: Tensor) -> dict[str, Any]:
+    """The inputs of ``generate`` to go on with some of the rows, the cache among them."""
+    going = going.to(output.device)
+    ids, cache = output[going], inputs.get("past_key_values")
+    mask = inputs["attention_mask"][going]
+    mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+    if cache is not None and len(going) < len(output):
+        cache.batch_select_indices(going)
+    return {"input_ids": ids, "attention_mask": mask, **({} if cache is None else {"past_key_values": cache})}
 
 
 class _Recorder(LogitsProcessor):
@@ -281,6 +327,11 @@ class _Room(DynamicLayer):
             whole[:, :, start:end] = new
         self.keys, self.values = (whole[:, :, :end] for whole in self._whole)
         return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some of the rows."""
+        self._whole = [whole[indices] for whole in self._whole]
+        self.keys, self.values = (whole[:, :, : self.keys.shape[2]] for whole in self._whole)
 
 
 def _with_cache(model: nn.Module, inputs: dict[str, Tensor], n: int, room: int) -> dict[str, Any]:

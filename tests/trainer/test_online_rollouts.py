@@ -149,6 +149,38 @@ def test_a_prompt_read_once_for_n_samples_gives_the_samples_of_the_plain_way(
     assert len({sample.ids.tobytes() for sample in found[0][0]}) > 1
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_rows_that_have_ended_leave_and_the_others_go_on_as_they_were(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token has the probability that it has after its own prompt and the tokens before it."""
+    monkeypatch.setattr(generator, "STAGE", 2)
+    model, prompts = tiny.model(3).eval(), [np.array(ids, dtype=np.int32) for ids in ([1, 7, 8, 9, 10], [1, 12])]
+    widths: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    settings = GenerationSettings(n=24 if temperature else 1, max_new_tokens=12, temperature=temperature)
+    # Some of the tokens that are likely end a completion, so that rows end at many places.
+    stops = [2, 8, 15, 21] if temperature else [99]
+    torch.manual_seed(0)
+    groups = TransformersGenerator(tiny.tokenizer(), stops).generate(model, prompts, settings)
+    hook.remove()
+    if temperature:
+        assert widths == [2, *sorted(widths[1:], reverse=True)]
+        assert len(set(widths[1:])) > 3
+        assert len({len(sample.ids) for group in groups for sample in group}) > 4
+    for prompt, group in zip(prompts, groups, strict=True):
+        for sample in group:
+            assert sample.ended == bool(np.isin(sample.ids[-1], stops))
+            assert not np.isin(sample.ids[:-1], stops).any()
+            assert sample.ended or len(sample.ids) == 12
+            np.testing.assert_allclose(sample.logps, by_hand(model, prompt, sample.ids), atol=1e-5)
+    if not temperature:
+        plain = model.generate(torch.tensor([[1, 12]]), max_new_tokens=12, do_sample=False, eos_token_id=99)
+        assert groups[1][0].ids.tolist() == plain[0, 2:].tolist()
+
+
 @pytest.mark.parametrize("name", RATIO)
 @pytest.mark.parametrize(("key", "value"), [("top_p", 0.9), ("top_k", 5), ("temperature", 0.0)])
 def test_sampling_whose_law_is_not_the_models_is_refused_where_a_ratio_is_taken(
