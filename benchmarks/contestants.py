@@ -8,8 +8,8 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import words
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -57,10 +57,7 @@ class Case:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Trainers want one; the data is token ids already."""
-        words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, self.vocabulary))]
-        core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
-        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+        return words.tokenizer(self.vocabulary)
 
 
 class Contestant:
@@ -139,7 +136,7 @@ class TRL(Contestant):
                 report_to="none",
                 disable_tqdm=True,
             ),
-            train_dataset=datasets.Dataset.from_list([{"prompt": "w3", "chosen": "w4", "rejected": "w5"}]),
+            train_dataset=datasets.Dataset.from_list([{"prompt": "w4", "chosen": "w5", "rejected": "w6"}]),
             processing_class=case.tokenizer(),
             peft_config=case.lora(),
         )

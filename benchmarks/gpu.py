@@ -44,8 +44,6 @@ import json
 import logging
 import math
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -62,9 +60,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import bitsandbytes as bnb
 import datasets
 import numpy as np
+import record
 import torch
 import transformers
-import trl
 from contestants import BETA, Case
 from lengths import pairs_of
 from peft.utils import get_peft_model_state_dict
@@ -171,7 +169,7 @@ def text_rows(lengths: Sequence[Lengths], vocabulary: int) -> list[dict[str, str
     generator = np.random.default_rng(0)
 
     def words(count: int) -> str:
-        return " ".join(f"w{i}" for i in generator.integers(3, vocabulary, count))
+        return " ".join(f"w{i}" for i in generator.integers(4, vocabulary, count))
 
     return [{"prompt": words(p), "chosen": " " + words(c - 1), "rejected": " " + words(r - 1)} for p, c, r in lengths]
 
@@ -477,7 +475,7 @@ class Results:
     def add(self, name: str, row: dict[str, Any]) -> None:
         if self.peak and "useful_tflops" in row:
             row["mfu"] = row["useful_tflops"] / self.peak
-        self.rows[name] = row | {"commit": commit()}
+        self.rows[name] = row | {"commit": record.commit()}
         shown = {key: value for key, value in row.items() if isinstance(value, (bool, int, float))}
         print(f"{name:64}" + "  ".join(f"{key} {value:.4g}" for key, value in shown.items()), flush=True)
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -583,19 +581,6 @@ def check(results: Results, name: str, setting: Setting, lengths: Sequence[Lengt
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout[:-1]
-
-
-def about(device: str) -> dict[str, Any]:
-    cuda = device == "cuda"
-    hardware = {"device": torch.cuda.get_device_name() if cuda else platform.machine()}
-    if cuda:
-        hardware["memory_gib"] = round(torch.cuda.get_device_properties(0).total_memory / GIB, 1)
-    versions = {each.__name__: each.__version__ for each in (prefopt, torch, transformers, trl, bnb)}
-    return {"hardware": hardware, "versions": {"python": platform.python_version(), **versions}}
-
-
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
@@ -638,8 +623,8 @@ def main(given: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     console.console.quiet = True
     datasets.disable_progress_bars()
-    facts = about(chosen.device)
-    peak = chosen.peak_tflops or PEAK_TFLOPS.get(facts["hardware"]["device"])
+    facts = record.about("trl", "bitsandbytes")
+    peak = chosen.peak_tflops or PEAK_TFLOPS.get(facts["hardware"].get("device", ""))
     results = Results(chosen.out, facts, peak)
     real = lengths_of_files(chosen.data, chosen.max_length) if chosen.data else drawn_lengths(chosen.pairs)
     real = real[: chosen.pairs]

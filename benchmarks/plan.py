@@ -14,7 +14,6 @@ Results go to ``benchmarks/results/plan.json``.
 import argparse
 import gc
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+import words
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefopt import Trainer, __version__, console, get_algorithm
+from prefopt import Trainer, console, get_algorithm
 from prefopt.planning import plan
 from prefopt.planning.recorder import Recorder
 
@@ -93,14 +92,6 @@ CASES = [
 ]
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(VOCABULARY - 4))]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
-
-
 def config() -> LlamaConfig:
     return LlamaConfig(
         vocab_size=VOCABULARY,
@@ -119,17 +110,17 @@ def rows(case: Case) -> list[dict]:
     """Prompts with pairs, or with labelled completions for KTO."""
     random = np.random.default_rng(0)
 
-    def words(length: int) -> str:
+    def text(length: int) -> str:
         length = length if case.even else int(random.integers(length // 10, length))
-        return " ".join(f"w{i}" for i in random.integers(0, VOCABULARY - 4, length))
+        return " ".join(f"w{i}" for i in random.integers(4, VOCABULARY, length))
 
     made = []
     for number in range(ROWS):
-        row = {"prompt": words(PROMPT)}
+        row = {"prompt": text(PROMPT)}
         if case.algorithm == "kto":
-            row |= {"completion": words(COMPLETION), "label": number % 2 == 0}
+            row |= {"completion": text(COMPLETION), "label": number % 2 == 0}
         elif not case.online:
-            row |= {"chosen": words(COMPLETION), "rejected": words(COMPLETION)}
+            row |= {"chosen": text(COMPLETION), "rejected": text(COMPLETION)}
         made.append(row)
     return made
 
@@ -144,7 +135,7 @@ def measure(case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         LlamaForCausalLM(config()).save_pretrained(folder)
-        tokenizer().save_pretrained(folder)
+        words.tokenizer(VOCABULARY).save_pretrained(folder)
         args = {
             "per_device_train_batch_size": case.micro_batch,
             "gradient_accumulation_steps": case.accumulation,
@@ -185,16 +176,6 @@ def peak(trainer: Trainer) -> int:
     return recorder.peak
 
 
-def hardware() -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if CUDA else platform.processor() or platform.machine()
-    versions = {"prefopt": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    return {"device": device, "python": platform.python_version(), **versions}
-
-
-def commit() -> str:
-    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[case.name for case in CASES], help="cases; others are kept")
@@ -206,7 +187,7 @@ def main() -> None:
         print(json.dumps(measure(by_name[options.inside])))
         return
     out = Path(options.out)
-    made = {"hardware": hardware(), "shape": {**SHAPE, "vocabulary": VOCABULARY, "row": [PROMPT, COMPLETION]}}
+    made = {**record.about(), "shape": {**SHAPE, "vocabulary": VOCABULARY, "row": [PROMPT, COMPLETION]}}
     before = json.loads(out.read_text()) if out.is_file() else {}
     same = all(before.get(key) == value for key, value in made.items())
     results = before["results"] if same else {}
@@ -216,7 +197,7 @@ def main() -> None:
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
         one = json.loads(done.stdout.splitlines()[-1])
-        results[name] = one | {"commit": commit()}
+        results[name] = one | {"commit": record.commit()}
         sizes = f"{one['predicted'] / 2**20:8.1f} MiB{one['measured'] / 2**20:8.1f} MiB"
         print(f"{name:28}{sizes}{one['error']:+8.1%}   {one['peak']}", flush=True)
         out.write_text(json.dumps({**made, "results": results}, indent=2) + "\n")

@@ -12,6 +12,21 @@ import torch
 HERE = Path(__file__).parent
 
 
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout[:-1]
+
+
+def about(*libraries: str) -> dict[str, Any]:
+    """What results depend on: the machine, and versions of torch, transformers, prefopt and of further packages."""
+    hardware: dict[str, Any] = {"machine": platform.machine(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+        hardware |= {"device": torch.cuda.get_device_name(), "memory_gib": round(memory / 2**30, 1)}
+    packages = ("torch", "transformers", *libraries, "prefopt")
+    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    return {"hardware": hardware, "versions": versions}
+
+
 def write(out: Path, command: str, setting: str, *libraries: str, **results: Any) -> None:
     """Write a result as JSON, and say where.
 
@@ -22,16 +37,7 @@ def write(out: Path, command: str, setting: str, *libraries: str, **results: Any
         libraries: packages that were run beside torch, transformers and prefopt.
         results: what came out, by name.
     """
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
-    packages = ("torch", "transformers", *libraries, "prefopt")
-    report = {
-        "command": command,
-        "setting": setting,
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "commit": commit.strip(),
-        **results,
-    }
+    report = {"command": command, "setting": setting, **about(*libraries), "commit": commit(), **results}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
     print(f"\n{out}")

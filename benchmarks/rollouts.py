@@ -14,7 +14,6 @@ Results go to ``benchmarks/results/rollouts.json``.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,15 +21,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import record
 import torch
-import transformers
+import words
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from prefopt import Trainer, __version__, console, get_algorithm
+from prefopt import Trainer, console, get_algorithm
 from prefopt.lab.measure import costing
 from prefopt.rollouts import GenerationSettings, TransformersGenerator, generator
 from prefopt.rollouts.advantages import gae, reward_to_tokens, whiten
@@ -38,14 +37,6 @@ from prefopt.rollouts.advantages import gae, reward_to_tokens, whiten
 HERE = Path(__file__).parent
 VOCABULARY, HIDDEN, LAYERS = 2000, 512, 8
 PROMPTS, N, LENGTH, NEW, PASSES = 8, 4, 64, 48, 2
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(VOCABULARY - 4))]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
 
 
 def base(seed: int = 0) -> LlamaForCausalLM:
@@ -67,14 +58,14 @@ def base(seed: int = 0) -> LlamaForCausalLM:
 def prompts() -> list[str]:
     random = np.random.default_rng(0)
     sizes = random.integers(LENGTH // 4, LENGTH, PROMPTS)
-    return [" ".join(f"w{i}" for i in random.integers(0, VOCABULARY - 4, size)) for size in sizes]
+    return [" ".join(f"w{i}" for i in random.integers(4, VOCABULARY, size)) for size in sizes]
 
 
 def reward_folder(folder: Path) -> Path:
     """A base and the adapter of a reward model on it, saved."""
     base().save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
-    pairs = [{"prompt": text, "chosen": "w1 w2", "rejected": "w3"} for text in prompts()]
+    words.tokenizer(VOCABULARY).save_pretrained(folder / "base")
+    pairs = [{"prompt": text, "chosen": "w5 w6", "rejected": "w7"} for text in prompts()]
     trainer = Trainer(str(folder / "base"), "reward", pairs, adapter="lora", args=arguments(1))
     trainer.train()
     trainer.save_model(str(folder / "reward"))
@@ -130,7 +121,7 @@ class Scored(nn.Module):
 
 def plain(_: Path, rounds: int) -> dict:
     """The same amount of work, written plainly."""
-    words = tokenizer()
+    tokenizer = words.tokenizer(VOCABULARY)
     policy = get_peft_model(base(), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
     reference, critic, judge = base(), Scored(), Scored()
     trained = [p for p in [*policy.parameters(), *critic.parameters()] if p.requires_grad]
@@ -143,7 +134,7 @@ def plain(_: Path, rounds: int) -> dict:
     for _ in range(rounds):
         rows = []
         for text in prompts():
-            inputs = words(text, return_tensors="pt")
+            inputs = tokenizer(text, return_tensors="pt")
             start = time.perf_counter()
             made = policy.generate(**inputs, generation_config=config)
             spent["generate"] += time.perf_counter() - start
@@ -200,10 +191,10 @@ def _learn(rows: list[dict], policy: nn.Module, critic: nn.Module, optimizer: to
 
 def ways_of_sampling(rounds: int) -> dict:
     """Seconds for PROMPTS × N completions of NEW tokens each, by way; the minimum over interleaved rounds."""
-    model, words = base().eval(), tokenizer()
-    ids = [np.array(words(text).input_ids, dtype=np.int32) for text in prompts()]
+    model, tokenizer = base().eval(), words.tokenizer(VOCABULARY)
+    ids = [np.array(tokenizer(text).input_ids, dtype=np.int32) for text in prompts()]
     settings = GenerationSettings(n=N, max_new_tokens=NEW, batch_size=PROMPTS * N)
-    makes = TransformersGenerator(words)
+    makes = TransformersGenerator(tokenizer)
     with_cache = generator._with_cache
 
     def together() -> None:
@@ -276,23 +267,17 @@ def main() -> None:
         one["share_generating"] = one["generate"] / one["seconds"]
         one["share_scoring"] = (one["score"] + one["reward"]) / one["seconds"]
         one["share_training"] = 1 - one["share_generating"] - one["share_scoring"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
-    report = {
-        "command": "python benchmarks/rollouts.py",
-        "setting": f"hidden {HIDDEN}, {LAYERS} layers, vocabulary {VOCABULARY}, float32, LoRA r 16; {PROMPTS} prompts "
-        f"of up to {LENGTH} tokens × {N} samples of up to {NEW}, {PASSES} passes",
-        "versions": f"prefopt {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
-        "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
-        "commit": commit.strip(),
-        **best,
+    ratios = {
         "ratio_of_time": best["plain"]["seconds"] / best["ours"]["seconds"],
         "ratio_of_memory": best["plain"]["added_mb"] / best["ours"]["added_mb"],
         "sampling_seconds": ways_of_sampling(chosen.repeats),
     }
-    text = json.dumps(report, indent=2)
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(text + "\n")
-    print(text)
+    print(json.dumps({**best, **ratios}, indent=2))
+    setting = (
+        f"hidden {HIDDEN}, {LAYERS} layers, vocabulary {VOCABULARY}, float32, LoRA r 16; {PROMPTS} prompts of up to "
+        f"{LENGTH} tokens × {N} samples of up to {NEW}, {PASSES} passes; fastest of {chosen.repeats} processes each"
+    )
+    record.write(chosen.out, "python benchmarks/rollouts.py", setting, "peft", **best, **ratios)
 
 
 if __name__ == "__main__":
