@@ -1,6 +1,6 @@
 """How the cost of scoring grows: completions per prompt, share of the prompt, vocabulary and context.
 
-    python benchmarks/growth.py              # about 8 minutes on two CPU cores
+    python benchmarks/growth.py              # about 12 minutes on two CPU cores
 
 Forward and backward of a full fine-tune (hidden 256, 4 layers, float32) from micro-batch to log-probabilities, three
 ways: all logits of padded rows ("plain"), prefopt with every row by itself ("rows"), and prefopt as it is ("shared").

@@ -1,6 +1,6 @@
 """The vocabulary head: tiles of tokens × vocabulary, against chunks of rows and against all logits at once.
 
-    python benchmarks/head.py              # about 6 minutes on two CPU cores
+    python benchmarks/head.py              # about 11 minutes on two CPU cores
 
 From hidden states to log-probabilities of tokens and back to gradients, in float32, with a head that is frozen (LoRA)
 and with one that learns. "all logits" is a log-softmax of them; "chunks" are rows in pieces of 2^25 logits through the
