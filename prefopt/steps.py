@@ -11,7 +11,7 @@ from prefopt.data import TokenizedDataset
 from prefopt.errors import UsageError
 from prefopt.models import Reference
 from prefopt.objective import Objective
-from prefopt.scoring import Layout, Rows, lengths_of, pad_tokens, rows_of, score, to_completions
+from prefopt.scoring import Layout, Rows, in_order, in_parts, lengths_of, pad_tokens, rows_of, score, to_completions
 
 MicroBatch = dict[str, Any]
 
@@ -140,8 +140,13 @@ def labels_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def rewards_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """r(x, y) of every row, [R]: the reward model's own output, at the last token before the padding."""
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, 0]
+    """r(x, y) of every row, [R]: the reward model's own output, at the last token before the padding.
+
+    Rows of very different lengths are not padded to one length.
+    """
+    parts = in_parts(model, batch)
+    rewards = [model(**part.inputs, use_cache=False).logits[:, 0] for part in parts]
+    return in_order(rewards, [part.rows for part in parts])
 
 
 @torch.no_grad()

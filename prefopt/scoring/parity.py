@@ -1,4 +1,5 @@
-"""Tiny models of many architectures: do their log-probs and gradients stay the same when completions share a prompt?
+"""Tiny models of many architectures: do their log-probs and gradients stay the same when completions share a prompt, or
+go through the model in several passes?
 
 The weights are drawn wide, with standard deviation 0.3. At the usual 0.02 a wrong mask moves log-probs by 2e-4 only,
 and could hide.
@@ -20,10 +21,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from prefopt.scoring.flat import Flat, Span, buckets_of
 from prefopt.scoring.layout import Layout
+from prefopt.scoring.passes import Pass, in_order, parts_of, pass_of
 from prefopt.scoring.sharing import arranged, flat_arguments, why_not_shared
-
-Inputs = tuple[Mapping[str, Any], Tensor]
-"""Arguments of a model's ``forward``, and where the completion tokens are predicted."""
 
 STD = 0.3
 SEEN = 1e-3
@@ -109,7 +108,8 @@ class Parity:
         why_padded: why its completions do not share their prompt; empty where they do.
         logps: the largest difference of a log-prob, in nats, over the layouts that it is allowed.
         gradient: the largest difference of a gradient, over the largest entry of its tensor.
-        controls: the smallest effect of a wrong mask and of wrong positions, in nats; infinite where nothing is shared.
+        controls: the smallest effect of what would be wrong, in nats: passes that are not put back in order and, where
+            prompts are shared, a wrong mask and wrong positions.
     """
 
     name: str
@@ -133,21 +133,25 @@ def parity(name: str) -> Parity:
     model, batch = tiny_model(name), _batch()
     layout = Layout.of(batch["input_ids"], batch["completion_mask"])
     with InFloat64():
-        padded: Inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}, layout.predictor
-        inputs, index = arranged(model, batch, layout, _logps)
+        every = torch.arange(len(layout.target))
+        padded = [Pass({key: batch[key] for key in ("input_ids", "attention_mask")}, layout.predictor, every)]
+        several = _in_passes(batch, layout)
+        shared = arranged(model, batch, layout, _of_pass)
         flat = Flat.of(batch, layout)
-        shared = [] if why_not_shared(model) else [(inputs, index)]
-        wrong = [(flat_arguments(one), one.predictor) for one in (_leaking(flat), _shifted(flat)) if shared]
+        wrong = [[one._replace(tokens=torch.arange(len(one.tokens))) for one in several]]
+        if not why_not_shared(model):
+            wrong += [[Pass(flat_arguments(one), one.predictor, every)] for one in (_leaking(flat), _shifted(flat))]
         logps, gradients = _measured(model, lambda: _alone(model, batch, layout))
-        found = [_measured(model, lambda one=one: _logps(model, *one, layout.target)) for one in (padded, *shared)]
+        layouts = padded, several, shared
+        found = [_measured(model, lambda one=one: _logps(model, one, layout.target)) for one in layouts]
         with torch.no_grad():
-            effects = [(_logps(model, *one, layout.target) - logps).abs().max().item() for one in wrong]
+            effects = [(_logps(model, one, layout.target) - logps).abs().max().item() for one in wrong]
     return Parity(
         name=name,
         why_padded=why_not_shared(model),
         logps=max((own - logps).abs().max().item() for own, _ in found),
         gradient=max(_relative(own, gradients) for _, own in found),
-        controls=min(effects, default=float("inf")),
+        controls=min(effects),
     )
 
 
@@ -197,19 +201,30 @@ def _batch() -> dict[str, Tensor]:
     return batch
 
 
-def _logps(model: nn.Module, inputs: Mapping[str, Any], index: Tensor, target: Tensor) -> Float[Tensor, " k"]:
-    logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[index]
+def _in_passes(batch: Mapping[str, Tensor], layout: Layout) -> list[Pass]:
+    """As many passes as there are lengths, whatever they cost."""
+    parts = parts_of(batch, torch.arange(len(layout.lengths)), call=0)
+    return [pass_of(part, layout, batch["input_ids"].shape[1]) for part in parts]
+
+
+def _logps(model: nn.Module, passes: list[Pass], target: Tensor) -> Float[Tensor, " k"]:
+    values = [_of_pass(model, one, target[one.tokens]) for one in passes]
+    return in_order(values, [one.tokens for one in passes])
+
+
+def _of_pass(model: nn.Module, one: Pass, target: Tensor) -> Float[Tensor, " k"]:
+    logits = model(**one.inputs, use_cache=False).logits.flatten(0, 1)[one.index]
     return logits.log_softmax(dim=-1).gather(-1, target[:, None]).squeeze(-1)
 
 
 def _alone(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Float[Tensor, " k"]:
     """Every row by itself: no padding, no mask but the causal one."""
-    width, parts = batch["input_ids"].shape[1], []
+    width, passes = batch["input_ids"].shape[1], []
     for row in range(len(batch["input_ids"])):
-        own = layout.row == row
+        own = (layout.row == row).nonzero().squeeze(1)
         ids = batch["input_ids"][row : row + 1, : int(batch["attention_mask"][row].sum())]
-        parts.append(_logps(model, {"input_ids": ids}, layout.predictor[own] - row * width, layout.target[own]))
-    return torch.cat(parts)
+        passes.append(Pass({"input_ids": ids}, layout.predictor[own] - row * width, own))
+    return _logps(model, passes, layout.target)
 
 
 def _measured(model: nn.Module, logps: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -255,13 +270,15 @@ def table(found: list[Parity]) -> str:
     )
     what = (
         "Tiny models with wide random weights (standard deviation 0.3), in float64. Log-probs and gradients of every "
-        "layout that a model is allowed (padded rows; where it says *shared*, also one flat sequence in which the "
-        f"prompt stands once) against forward passes of one row each. They must agree to {TOLERANCE:g}; a wrong mask "
-        f"and wrong positions (*control*) must show by more than {SEEN:g} nats."
+        "layout that a model is allowed (rows padded to the longest, in one forward pass and in one for each length; "
+        "where it says *shared*, also one flat sequence in which the prompt stands once) against forward passes of one "
+        f"row each. They must agree to {TOLERANCE:g}; what would be wrong (*control*: passes that are not put back in "
+        f"order, and of a flat sequence a wrong mask and wrong positions) must show by more than {SEEN:g} nats."
     )
     always = (
         "Every run makes the same comparison with its own model before it uses the flat sequence, and again when rows "
-        "become longer (`prefopt/scoring/sharing.py`)."
+        "become longer (`prefopt/scoring/sharing.py`). Where prompts are not shared, rows go through the model sorted "
+        "by length, in several passes where that costs less (`prefopt/scoring/passes.py`)."
     )
     lines = ["# Architectures whose completions share their prompt", ""]
     for paragraph in (made_by, what, always):
@@ -272,9 +289,8 @@ def table(found: list[Parity]) -> str:
     ]
     for one in found:
         layout = f"padded: {one.why_padded}" if one.why_padded else "shared"
-        control = "" if one.why_padded else f"{one.controls:.2g}"
         mark = "" if one.holds else " **fails**"
-        lines.append(f"| {one.name}{mark} | {layout} | {one.logps:.0e} | {one.gradient:.0e} | {control} |")
+        lines.append(f"| {one.name}{mark} | {layout} | {one.logps:.0e} | {one.gradient:.0e} | {one.controls:.2g} |")
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ a plain linear map (see `tiles`), and through its module in chunks of rows, once
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -25,6 +25,7 @@ from prefopt.scoring.head import (
     vocabulary_of,
 )
 from prefopt.scoring.layout import Layout
+from prefopt.scoring.passes import Pass, in_order
 from prefopt.scoring.sharing import arranged
 
 CHUNK = 2**25
@@ -144,10 +145,13 @@ def score_values(
         layout: the completion tokens of that batch.
         value_head: from hidden states [K, h] to values [K, 1].
     """
-    inputs, index = arranged(model, batch, layout, _logps)
+    passes = arranged(model, batch, layout, _logps)
     head = getattr(model, "module", model).get_output_embeddings()
-    _, seen = called_with(model, head, inputs, index, index[:1])
-    return _valued(None if seen is None else seen.hidden, value_head)
+    values = []
+    for inputs, index, _ in passes:
+        _, seen = called_with(model, head, inputs, index, index[:1])
+        values.append(_valued(None if seen is None else seen.hidden, value_head))
+    return in_order(values, [one.tokens for one in passes])
 
 
 def _valued(hidden: Tensor | None, value_head: nn.Module) -> Float[Tensor, " k"]:
@@ -159,22 +163,35 @@ def _valued(hidden: Tensor | None, value_head: nn.Module) -> Float[Tensor, " k"]
 def rows_of(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Rows:
     """The completion positions of a batch after one forward pass: their logits, or, of many, their hidden states.
 
-    Rows that begin with the same prompt share it where the model allows it (see `sharing`).
+    Rows that begin with the same prompt share it where the model allows it, and where it does not, rows of very
+    different lengths are not padded to one length (see `sharing`).
     """
-    return _rows(model, *arranged(model, batch, layout, _logps))
+    passes = arranged(model, batch, layout, _logps)
+    parts = [_rows(model, one, len(layout.target)) for one in passes]
+    if len(parts) == 1:
+        return parts[0]
+    tokens = [one.tokens for one in passes]
+    if all(part.values is part.hidden for part in parts):
+        hidden = in_order([part.values for part in parts], tokens)
+        return parts[0]._replace(values=hidden, hidden=hidden)
+    # A head that turns out to be unlike others in a later pass has been taken for one of them in an earlier pass.
+    parts = [part.whole() if part.values is part.hidden else part for part in parts]
+    hidden = None if parts[0].hidden is None else in_order([part.hidden for part in parts], tokens)
+    return parts[0]._replace(values=in_order([part.values for part in parts], tokens), hidden=hidden)
 
 
-def _logps(model: nn.Module, inputs: Mapping[str, Any], index: Tensor, target: Tensor) -> Float[Tensor, " k"]:
-    return values_of(_rows(model, inputs, index), target)["logps"]
+def _logps(model: nn.Module, one: Pass, target: Tensor) -> Float[Tensor, " k"]:
+    return values_of(_rows(model, one, len(target)), target)["logps"]
 
 
-def _rows(model: nn.Module, inputs: Mapping[str, Any], index: Int[Tensor, " k"]) -> Rows:
-    """Of some positions of a forward pass with these arguments."""
+def _rows(model: nn.Module, one: Pass, count: int) -> Rows:
+    """Of the positions that a forward pass predicts from, where the micro-batch has ``count`` of them."""
+    inputs, index, _ = one
     inner = getattr(model, "module", model)
     head = inner.get_output_embeddings()
     vocabulary = vocabulary_of(inner)
     size, most = max(1, CHUNK // vocabulary), tiles.TILE if is_linear(head) else CHUNK
-    if len(index) > max(1, most // vocabulary) and head not in _OTHERS:
+    if count > max(1, most // vocabulary) and head not in _OTHERS:
         # The model's own forward goes on with one row: what it does after its head must be what is done here.
         logits, seen = called_with(model, head, inputs, index, index[:1])
         if seen is None:

@@ -1,4 +1,7 @@
-"""Whether a model may see a prompt once for all of its completions: asked of the model, and checked on its numbers."""
+"""Whether a model may see a prompt once for all of its completions: asked of the model, and checked on its numbers.
+
+Where it may not, rows of very different lengths go through it in several passes (see `passes`).
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -14,6 +17,7 @@ from prefopt.console import say
 from prefopt.scoring.attention import FlatAttention, adopt
 from prefopt.scoring.flat import Flat
 from prefopt.scoring.layout import Layout
+from prefopt.scoring.passes import Part, Pass, call_of, parts_of, pass_of
 
 ROWS = 8
 """How many rows of a micro-batch are compared with forward passes of their own."""
@@ -26,7 +30,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 NOISE = 4.0
 """In half precision: how many times the difference between padded and single rows, root mean square."""
 
-Logps = Callable[[nn.Module, Mapping[str, Any], Int[Tensor, " k"], Int[Tensor, " k"]], Float[Tensor, " k"]]
+SWITCHED_OFF = "it was switched off"
+
+Logps = Callable[[nn.Module, Pass, Int[Tensor, " k"]], Float[Tensor, " k"]]
 
 
 @dataclass
@@ -50,13 +56,13 @@ def share_prompts(model: nn.Module, on: bool = True) -> None:
 
     Args:
         model: a causal language model, a peft model of one, or either wrapped for data parallelism.
-        on: False scores every row by itself, padded to the longest.
+        on: False scores every row by itself, and all in one forward pass, padded to the longest.
     """
     base = _base(model)
     if on:
         _KNOWN.pop(base, None)
     else:
-        _KNOWN[base] = _Sharing(off="it was switched off")
+        _KNOWN[base] = _Sharing(off=SWITCHED_OFF)
 
 
 def why_not_shared(model: nn.Module) -> str:
@@ -64,36 +70,64 @@ def why_not_shared(model: nn.Module) -> str:
     return _sharing(_base(model)).off
 
 
-def arranged(
-    model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, logps: Logps
-) -> tuple[Mapping[str, Any], Int[Tensor, " k"]]:
-    """The arguments of a model's ``forward`` for a micro-batch, and where in it the completion tokens are predicted.
+def arranged(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, logps: Logps) -> list[Pass]:
+    """The forward passes of a micro-batch.
 
     Args:
         model: as in `share_prompts`.
         batch: ``input_ids`` and ``attention_mask``, [R, T], padded on the right.
         layout: the completion tokens of that batch.
-        logps: from a model, arguments, such places and tokens to log-probs, for the comparison.
+        logps: from a model, a pass and its tokens to log-probs, for the comparison.
 
     Returns:
-        The flat sequence where the model may have it and it is shorter, else the padded micro-batch as it is.
+        The flat sequence where the model may have it and it is shorter; else padded rows, where the model may not have
+        it in several passes if they differ enough in length.
     """
-    padded = {key: batch[key] for key in ("input_ids", "attention_mask")}, layout.predictor
+    every = torch.arange(len(layout.target), device=layout.target.device)
+    padded = Pass(_padded(batch), layout.predictor, every)
     base = _base(model)
     sharing = _sharing(base)
-    if sharing.off or not len(layout.target):
-        return padded
-    flat = Flat.of(batch, layout)
-    if flat.input_ids.numel() > GAIN * batch["input_ids"].numel():
-        return padded
-    longest = int(flat.position_ids.max()) + 1
-    if longest > GROWTH * sharing.compared:
-        sharing.off = _difference(model, batch, layout, flat, logps)
-        sharing.compared = longest
-        if sharing.off:
-            say(f"prompts are not shared between completions of this {base.config.model_type} model: {sharing.off}.")
-            return padded
-    return flat_arguments(flat), flat.predictor
+    if not len(layout.target):
+        return [padded]
+    if not sharing.off:
+        flat = Flat.of(batch, layout)
+        if flat.input_ids.numel() > GAIN * batch["input_ids"].numel():
+            return [padded]
+        longest = int(flat.position_ids.max()) + 1
+        if longest > GROWTH * sharing.compared:
+            sharing.off = _spread(base) or _difference(model, batch, layout, flat, logps)
+            sharing.compared = longest
+            if sharing.off:
+                say(
+                    f"prompts are not shared between completions of this {base.config.model_type} model: {sharing.off}."
+                )
+        if not sharing.off:
+            return [Pass(flat_arguments(flat), flat.predictor, every)]
+    counts = (layout.lengths > 0).nonzero().squeeze(1)
+    parts = in_parts(model, batch, counts)
+    return [padded] if len(parts) == 1 else [pass_of(part, layout, batch["input_ids"].shape[1]) for part in parts]
+
+
+def in_parts(model: nn.Module, batch: Mapping[str, Tensor], rows: Int[Tensor, " r"] | None = None) -> list[Part]:
+    """Rows of a padded micro-batch, as many at once as is cheapest for a model that sees each by itself.
+
+    Processes that go through the same passes together do not know each other's lengths; there all rows are one part.
+
+    Args:
+        model: any transformers model, a peft model of one, or either wrapped for data parallelism.
+        batch: ``input_ids`` and ``attention_mask``, [R, T], padded on the right.
+        rows: which of them; by default all.
+    """
+    base, ids = _base(model), batch["input_ids"]
+    every = torch.arange(len(ids), device=ids.device)
+    switched_off = base in _KNOWN and _KNOWN[base].off == SWITCHED_OFF
+    if hasattr(model, "module") or switched_off or _spread(base):
+        return [Part(_padded(batch), every)]
+    return parts_of(batch, every if rows is None else rows, call_of(base))
+
+
+def _padded(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: batch[key] for key in ("input_ids", "attention_mask")}
 
 
 def flat_arguments(flat: Flat) -> dict[str, Any]:
@@ -122,11 +156,8 @@ def _sharing(base: nn.Module) -> _Sharing:
 def _unable(base: nn.Module) -> str:
     """Why this architecture cannot have a flat sequence, as far as its config tells."""
     kinds = set(getattr(base.config.get_text_config(), "layer_types", None) or ())
-    if any(hasattr(weight, "device_mesh") for weight in base.parameters()) or "FullyShardedDataParallel" in {
-        type(module).__name__ for module in base.modules()
-    }:
-        # Each process would compare when its own rows are long enough, and wait for the others forever.
-        return "its weights are spread over processes"
+    if spread := _spread(base):
+        return spread
     if base._is_stateful or kinds - {"full_attention", "sliding_attention"}:
         return "not all of its layers are attention"
     # Of the class: on the instance mixed precision may have put a function of any arguments.
@@ -134,6 +165,17 @@ def _unable(base: nn.Module) -> str:
     if "position_ids" not in arguments or not any(one.kind is one.VAR_KEYWORD for one in arguments.values()):
         return "its forward pass takes no such arguments"
     return "" if adopt(base) else "it does not take its attention from transformers' interface"
+
+
+def _spread(base: nn.Module) -> str:
+    """Whether processes must call this model together; empty where not.
+
+    Each would compare when its own rows are long enough, and wait for the others forever.
+    """
+    # DTensors of FSDP and tensor parallelism, and weights that DeepSpeed has divided.
+    divided = any(hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in base.parameters())
+    wrapped = any(type(module).__name__ == "FullyShardedDataParallel" for module in base.modules())
+    return "its weights are spread over processes" if divided or wrapped else ""
 
 
 @torch.no_grad()
@@ -146,7 +188,8 @@ def _difference(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, f
     model.eval()
     try:
         arguments = flat_arguments(flat)
-        together = logps(model, arguments, flat.predictor, layout.target)
+        every = torch.arange(len(layout.target), device=layout.target.device)
+        together = logps(model, Pass(arguments, flat.predictor, every), layout.target)
         if not arguments["flat"].layers:
             return "its layers were not given the arguments of its forward pass"
         lengths = batch["attention_mask"].sum(dim=1) * (layout.lengths > 0)
@@ -157,8 +200,8 @@ def _difference(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, f
         if together.dtype in TOLERANCE and not _is_half(model):
             worst, limit = gaps.abs().max().item(), TOLERANCE[together.dtype]
         else:
-            padded = {key: batch[key] for key in ("input_ids", "attention_mask")}
-            noise = (logps(model, padded, layout.predictor, layout.target) - alone)[chosen]
+            padded = Pass(_padded(batch), layout.predictor, every)
+            noise = (logps(model, padded, layout.target) - alone)[chosen]
             worst, limit = _rms(gaps), NOISE * max(_rms(noise), TOLERANCE[torch.float32])
     finally:
         for module in modules:
@@ -176,7 +219,8 @@ def _by_row(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, rows:
         own: Bool[Tensor, " k"] = layout.row == row
         ids = batch["input_ids"][row : row + 1, : int(batch["attention_mask"][row].sum())]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        alone[own] = logps(model, inputs, layout.predictor[own] - row * width, layout.target[own]).double()
+        one = Pass(inputs, layout.predictor[own] - row * width, own.nonzero().squeeze(1))
+        alone[own] = logps(model, one, layout.target[own]).double()
     return alone
 
 
