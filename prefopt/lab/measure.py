@@ -60,27 +60,43 @@ def sample(
     return Samples(list(prompts), ids, groups, np.asarray(rewards, dtype=np.float64).reshape(len(prompts), k))
 
 
-@torch.no_grad()
-def pair_outcomes(
-    objective: Objective, policy: nn.Module, start: nn.Module, pairs: TokenizedDataset
-) -> Float[np.ndarray, " n"]:
-    """For each pair 1, ½ or 0: the objective's implicit reward prefers the chosen one, neither, or the rejected one.
+class HeldOutPairs:
+    """Pairs that policies are asked to order. What the start says of them is computed once.
 
-    It is ``objective.reward`` for every algorithm, whatever data it trains on. For pairwise ones the mean is what
-    ``Trainer.evaluate`` logs as ``eval_rewards/accuracies``.
+    Args:
+        pairs: from `prepare_dataset`.
+        start: the starting model, the reference of objectives that need one.
     """
-    scorer = StepScorer(objective, FrozenModel(start, "the start") if objective.needs.reference else None)
-    device = next(policy.parameters()).device
-    outcomes = []
-    with evaluating(policy):
-        for begin in range(0, len(pairs), ROWS // 2):
-            batch = pairs.collate([pairs[i] for i in range(begin, min(begin + ROWS // 2, len(pairs)))])
-            batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            scorer.score_reference(policy, batch)
-            rows = scorer.completions(policy, batch)
-            n = len(rows) // 2
-            outcomes.append((1 + torch.sign(objective.reward(rows[:n]) - objective.reward(rows[n:]))) / 2)
-    return torch.cat(outcomes).double().cpu().numpy()
+
+    def __init__(self, pairs: TokenizedDataset, start: nn.Module) -> None:
+        self.start = FrozenModel(start, "the start")
+        size, device = ROWS // 2, next(start.parameters()).device
+        batches = [
+            pairs.collate([pairs[i] for i in range(begin, min(begin + size, len(pairs)))])
+            for begin in range(0, len(pairs), size)
+        ]
+        # The first objective with a reference leaves its log-probs in here.
+        self.batches = [
+            {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            for batch in batches
+        ]
+
+    @torch.no_grad()
+    def outcomes(self, objective: Objective, policy: nn.Module) -> Float[np.ndarray, " n"]:
+        """1, ½ or 0 for each pair: the objective's implicit reward prefers chosen, neither, or rejected.
+
+        It is ``objective.reward`` for every algorithm, whatever data it trains on. For pairwise ones the mean is what
+        ``Trainer.evaluate`` logs as ``eval_rewards/accuracies``.
+        """
+        scorer = StepScorer(objective, self.start if objective.needs.reference else None)
+        outcomes = []
+        with evaluating(policy):
+            for batch in self.batches:
+                scorer.score_reference(policy, batch)
+                rows = scorer.completions(policy, batch)
+                n = len(rows) // 2
+                outcomes.append((1 + torch.sign(objective.reward(rows[:n]) - objective.reward(rows[n:]))) / 2)
+        return torch.cat(outcomes).double().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -213,6 +229,7 @@ class Yardstick:
         max_new_tokens: where completions are cut.
         seed: of the sampling. The start is sampled with it, every policy with the next one.
         start_samples: completions of the start; drawn when it is made.
+        held_out: the pairs, ready to be ordered.
     """
 
     start: nn.Module
@@ -224,8 +241,10 @@ class Yardstick:
     max_new_tokens: int = 64
     seed: int = 0
     start_samples: Samples = field(init=False)
+    held_out: HeldOutPairs = field(init=False)
 
     def __post_init__(self) -> None:
+        self.held_out = HeldOutPairs(self.pairs, self.start)
         self.start_samples = self.sample(self.start, self.seed)
 
     def of_start(self) -> Measurement:
@@ -241,7 +260,7 @@ class Yardstick:
             length=samples.lengths.mean(axis=1),
             win_rate=win_rates(samples, self.start_samples),
             kl=log_ratios(policy, self.start, samples, self.pairs.pad_token_id).mean(axis=1),
-            accuracy=pair_outcomes(objective, policy, self.start, self.pairs),
+            accuracy=self.held_out.outcomes(objective, policy),
         )
         return measurement, samples
 

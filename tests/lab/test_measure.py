@@ -18,10 +18,10 @@ from prefopt.lab.demo import Budget, make_yardstick
 from prefopt.lab.measure import (
     Cost,
     Estimate,
+    HeldOutPairs,
     Measurement,
     Result,
     costing,
-    pair_outcomes,
     sample,
 )
 from prefopt.rollouts import Sample
@@ -144,7 +144,7 @@ def test_accuracy_is_that_of_the_trainers_evaluation(lab: ToyLab, name: str, tmp
         str(lab.model), name, lab.pairs, lab.held_out_pairs, args={**args, "output_dir": str(tmp_path)}
     )
     run.train()
-    outcomes = pair_outcomes(run.objective, run.policy, tiny.model(), run.eval_dataset)
+    outcomes = HeldOutPairs(run.eval_dataset, tiny.model()).outcomes(run.objective, run.policy)
     expected = run.evaluate()["eval_rewards/accuracies"]
     assert outcomes.mean() == pytest.approx(expected, abs=1e-6)
     assert expected != 0.5
@@ -154,8 +154,9 @@ def test_accuracy_is_that_of_the_trainers_evaluation(lab: ToyLab, name: str, tmp
 def test_accuracy_of_objectives_that_take_no_pairs_follows_their_own_reward(lab: ToyLab, name: str) -> None:
     policy, start = tiny.model(1), tiny.model(0)
     pairs = prepare_dataset(lab.held_out_pairs, "pairs", tiny.tokenizer(), context=64)
-    outcomes = pair_outcomes(prefopt.get_objective(name), policy, start, pairs)
-    dpo = pair_outcomes(prefopt.get_objective("dpo"), policy, start, pairs)
+    held_out = HeldOutPairs(pairs, start)
+    outcomes = held_out.outcomes(prefopt.get_objective(name), policy)
+    dpo = held_out.outcomes(prefopt.get_objective("dpo"), policy)
     likelihood = [
         log_likelihood(policy, e.prompt, e.completions[0]) > log_likelihood(policy, e.prompt, e.completions[1])
         for e in pairs.examples
