@@ -1,6 +1,7 @@
 """The named assemblies: an objective, where its examples come from, and a recipe of training arguments."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from prefopt.catalogue.online import CriticSettings, Online, online_algorithms
 from prefopt.catalogue.recipes import Recipe, recipe_for
 from prefopt.combined import Combined, describe
 from prefopt.errors import UsageError, did_you_mean
-from prefopt.objective import About, Objective
+from prefopt.objective import About, Objective, check_parameter
 from prefopt.objectives import get_objective, names
 from prefopt.rollouts import MIXTURE, REFERENCE, Plan, Source
 
@@ -112,7 +113,8 @@ def get_algorithm(name: str | Objective, **hyperparameters: Any) -> Algorithm:
 def _online(name: str, online: Online, given: dict[str, Any]) -> Algorithm:
     objective = get_objective(_objective_of(name, online, given))
     rooms = [type(objective), online.source, Plan, *([CriticSettings] if online.critic else [])]
-    fields = [[] if room is Combined else [one.name for one in dataclasses.fields(room)] for room in rooms]
+    parameters = [() if room is Combined else dataclasses.fields(room) for room in rooms]
+    fields = [[one.name for one in own] for own in parameters]
     known = [name for own in fields for name in own]
     for key in given:
         if key not in [*known, "objective"]:
@@ -121,6 +123,9 @@ def _online(name: str, online: Online, given: dict[str, Any]) -> Algorithm:
                 f"{name} has no hyperparameter {key!r}.{did_you_mean(key, known)} It has {listed}; "
                 "how completions are sampled is set by generation=."
             )
+    for one in itertools.chain(*parameters):
+        if one.name in given:
+            check_parameter(name, one, given[one.name])
     own, of_source, of_plan, *of_critic = [{k: given[k] for k in names if k in given} for names in fields]
     return Algorithm(
         name=name,

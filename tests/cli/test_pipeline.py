@@ -347,7 +347,7 @@ WRONG = {
     ),
     "a hyperparameter out of bounds": (
         "ppo.hyperparameters.passes=0",
-        "stage ppo: plan: passes=0 is out of range: it must be >= 1",
+        "stage ppo: ppo: passes=0 is out of range: it must be >= 1",
     ),
     "an unknown section": ("ppo.rewrd=x", "stage ppo: config: there is no section 'rewrd'. Did you mean 'reward'?"),
     "an unknown argument": ("ppo.args.learning_rat=1", "stage ppo: args has no field 'learning_rat'. Did you mean"),
