@@ -3,24 +3,21 @@
     python benchmarks/happy_endings.py --model PATH/tinystories-656k      # about 10 minutes on two CPU cores
 
 Best-of-n without training, RAFT (rejection sampling), RLOO, GRPO and PPO make the model's stories end happily (the
-reward of ``docs/examples/happy_endings.py``). Results go to ``benchmarks/results/happy_endings.json`` and ``.svg``.
+reward of ``docs/examples/happy_endings.py``). Results go to ``benchmarks/results/happy_endings.json``, the picture to
+``docs/happy-endings.svg``.
 """
 
 import argparse
-import json
 import math
-import platform
-import subprocess
 import sys
 import tempfile
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
+import record
 
-from prefopt import Trainer, __version__, get_algorithm
+from prefopt import Trainer, get_algorithm
 from prefopt.data import prepare_dataset
 from prefopt.lab.charts import reward_chart, standalone
 from prefopt.lab.measure import Estimate, Measurement, Result, Samples, Yardstick
@@ -75,7 +72,8 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--algorithms", nargs="+", default=list(RUNS), choices=list(RUNS))
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "happy_endings.json")
+    parser.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "happy-endings.svg")
     chosen = parser.parse_args()
     train, held_out = prompts()
     tokenizer = load_tokenizer(chosen.model)
@@ -124,35 +122,30 @@ def main() -> None:
 
 def write(chosen: argparse.Namespace, start: Result, results: list[Result], shown: dict, held_out: list[str]) -> None:
     """The numbers and the picture."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
-    found = {
-        "command": f"python benchmarks/happy_endings.py --model {Path(chosen.model).name} --steps {chosen.steps}",
-        "versions": f"prefopt {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
-        "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
-        "commit": commit.strip(),
-        "n": N,
-        "max_new_tokens": TOKENS,
-        "settings": {name: {"learning_rate": RUNS[name][0], **RUNS[name][1]} for name in chosen.algorithms},
-        "held_out_prompts": len(held_out),
-        "results": [
-            {
-                "name": one.name,
-                "reward": round(one.reward.mean, 4),
-                "interval": [round(one.reward.low, 4), round(one.reward.high, 4)],
-                "kl": round(one.kl.mean, 3) if one.kl else 0.0,
-                "length": round(one.length.mean, 1),
-            }
-            for one in (start, *results)
-        ],
-        "first_sample_of_the_first_prompt": {"prompt": held_out[0], **shown},
-    }
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "happy_endings.json").write_text(json.dumps(found, indent=2) + "\n")
+    rows = [
+        {
+            "name": one.name,
+            "reward": round(one.reward.mean, 4),
+            "interval": [round(one.reward.low, 4), round(one.reward.high, 4)],
+            "kl": round(one.kl.mean, 3) if one.kl else 0.0,
+            "length": round(one.length.mean, 1),
+        }
+        for one in (start, *results)
+    ]
     exact = [_without_width(result) for result in results]
     chart = reward_chart(start, exact)
     chart.axes[0].set_ylabel("reward: a happy ending")
     title = "Reward against KL of a small story model, for best-of-n and for training against a function"
-    (chosen.out / "happy_endings.svg").write_text(standalone(chart, title))
+    chosen.picture.write_text(standalone(chart, title))
+    record.write(
+        chosen.out,
+        f"python benchmarks/happy_endings.py --model {Path(chosen.model).name} --steps {chosen.steps}",
+        f"{BATCH} prompts × {N} samples of up to {TOKENS} tokens a step; measured on "
+        f"{len(held_out)} other prompts × 16",
+        settings={name: {"learning_rate": RUNS[name][0], **RUNS[name][1]} for name in chosen.algorithms},
+        results=rows,
+        first_sample_of_the_first_prompt={"prompt": held_out[0], **shown},
+    )
 
 
 def _without_width(result: Result) -> Result:
