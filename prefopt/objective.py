@@ -159,7 +159,12 @@ class Objective(ABC, Generic[B]):
         """The paper's loss, row by row. ``state`` is what `prepare` returned for this step."""
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
-        """Implicit reward of each completion, in nats: β·log(π/π_ref) unless the paper says otherwise."""
+        """Implicit reward of each completion, in nats: β·log(π/π_ref) unless the paper says otherwise.
+
+        Of an objective that trains a reward model it is what the model said.
+        """
+        if self.needs.rewards:
+            return completions.rewards
         beta = getattr(self, "beta", None)
         if beta is None or not self.needs.reference:
             raise NotImplementedError(f"{type(self).__name__} must say what its implicit reward is")

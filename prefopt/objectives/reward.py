@@ -1,11 +1,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Pairs
+from prefopt.batches import Pairs
 from prefopt.objective import About, Needs, Objective, State, Term, parameter
 from prefopt.registry import register
 
@@ -40,10 +38,6 @@ class Reward(Objective[Pairs]):
     needs = Needs(batch=Pairs, rewards=True)
 
     centring: float = parameter(0.0, "η, pull of r_w + r_l towards 0; the paper's is 0.01", at_least=0)
-
-    def reward(self, completions: Completions) -> Float[Tensor, " n"]:
-        """r(x, y), the model's own output."""
-        return completions.rewards
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         chosen, rejected = batch.chosen.rewards, batch.rejected.rewards

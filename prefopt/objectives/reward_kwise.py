@@ -2,11 +2,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Ranked
+from prefopt.batches import Ranked
 from prefopt.objective import About, Needs, Objective, State, Term
 from prefopt.registry import register
 
@@ -37,10 +35,6 @@ class RewardKwise(Objective[Ranked]):
         use="A reward model from rankings of several answers to each prompt.",
     )
     needs = Needs(batch=Ranked, rewards=True)
-
-    def reward(self, completions: Completions) -> Float[Tensor, " n"]:
-        """r(x, y), the model's own output."""
-        return completions.rewards
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
         reward, above = batch.completions.rewards, batch.above

@@ -1,11 +1,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Pairs
+from prefopt.batches import Pairs
 from prefopt.objective import About, Needs, Objective, State, Term
 from prefopt.registry import register
 
@@ -34,10 +32,6 @@ class RewardMargin(Objective[Pairs]):
         use="A reward model from pairs whose annotators also said by how much the chosen answer is better.",
     )
     needs = Needs(batch=Pairs, rewards=True, labels=("rated_margin",))
-
-    def reward(self, completions: Completions) -> Float[Tensor, " n"]:
-        """r(x, y), the model's own output."""
-        return completions.rewards
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         return {"preference": Term(-logsigmoid(batch.chosen.rewards - batch.rejected.rewards - batch.rated_margin))}

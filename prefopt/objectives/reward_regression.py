@@ -1,10 +1,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.batches import Completions, Ranked
+from prefopt.batches import Ranked
 from prefopt.objective import About, Needs, Objective, State, Term, parameter
 from prefopt.registry import register
 
@@ -40,10 +39,6 @@ class RewardRegression(Objective[Ranked]):
         super().__post_init__()
         if self.target == "difference":
             object.__setattr__(self, "needs", replace(self.needs, singles=False))
-
-    def reward(self, completions: Completions) -> Float[Tensor, " n"]:
-        """r(x, y), the model's own output."""
-        return completions.rewards
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
         error = batch.completions.rewards - batch.scores
