@@ -105,7 +105,8 @@ class BetaDPO(Objective[Pairs]):
         """Draw rows without replacement with weights exp(−z²/2): the largest of log-weight + Gumbel noise."""
         size = max(1, int(len(z) * (1 - self.filter_ratio) + 1e-9))
         noise = -torch.log(-torch.log(keyed_uniform(ids, step)))
-        rows = (noise - 0.5 * z**2).topk(size).indices
+        # Relative to the largest weight: where σ is all but 0, z² is so large that the noise would be lost beside it.
+        rows = (noise - 0.5 * (z**2 - (z**2).min())).topk(size).indices
         return torch.zeros_like(z, dtype=torch.bool).index_fill(0, rows, True)
 
     def _kept(self, batch: Pairs, state: State) -> Bool[Tensor, " n"]:

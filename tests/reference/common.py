@@ -50,3 +50,17 @@ def apart(values, inputs, eps):
     limit = max(len(parts) * eps * fsum(abs(x) for x in parts) for parts in inputs)
     ordered = sorted(values)
     return all(a == b or b - a > limit for a, b in pairwise(ordered))
+
+
+MASK = (1 << 64) - 1
+
+
+def lot(*keys):
+    """splitmix64 chained over integer keys, in Python's unbounded integers: the upper 52 bits of a draw."""
+    z = 0
+    for key in keys:
+        z = ((z ^ key) + 0x9E3779B97F4A7C15) & MASK
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+        z ^= z >> 31
+    return z >> 12

@@ -1,20 +1,7 @@
 """SamPO, Lu et al. 2024 (arXiv 2406.10957): DPO over as many random tokens of each response as the shorter one has."""
 
-from common import logsigmoid, mean
+from common import logsigmoid, lot, mean
 from mpmath import fsum
-
-MASK = (1 << 64) - 1
-
-
-def lot(*keys):
-    """splitmix64 chained over integer keys, in Python's unbounded integers; its upper bits order the tokens."""
-    z = 0
-    for key in keys:
-        z = ((z ^ key) + 0x9E3779B97F4A7C15) & MASK
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-        z ^= z >> 31
-    return z >> 12
 
 
 def loss(examples, *, beta, draw, **state):
