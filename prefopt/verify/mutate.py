@@ -62,6 +62,13 @@ def mutants(cls: type[Objective]) -> Iterator[Mutant]:
             yield Mutant(name, change, _compiled(cls, reached, mutated))
 
 
+def unchanged(cls: type[Objective]) -> Mutant:
+    """``cls`` taken apart and compiled like its mutants, with nothing changed: what no check may tell from ``cls``."""
+    reached = _reached(cls)
+    trees = {name: _tree(function) for name, function in reached.items()}
+    return Mutant(cls.__name__, "unchanged", _compiled(cls, reached, trees))
+
+
 def _reached(cls: type[Objective]) -> dict[str, FunctionType]:
     """Methods as ``self.x`` and functions as ``x``, from `terms` on, that are written in the class's `_modules`."""
     found: dict[str, FunctionType] = {}

@@ -1,8 +1,9 @@
 """The kill rate of the certificates: ``python tests/verify/mutation.py [NAME ...]`` from the repository's root.
 
 Each mutant of each objective is run through values and gradients on fixed batches, compared with the scalar reference,
-then through the contract and finiteness. A mutant is killed by any of them. Survivors that are argued to be the same
-loss stand in `EQUIVALENT`; every other one is a hole in the checks.
+then through the contract and finiteness. A mutant is killed by any of them; the loss itself, compiled as its mutants
+are, must survive all of them, or kills would say nothing. Survivors that are argued to be the same loss stand in
+`EQUIVALENT`; every other one is a hole in the checks.
 """
 
 import math
@@ -28,7 +29,7 @@ from prefopt.verify.contract import CONTRACT, finite  # noqa: E402
 from prefopt.verify.evaluation import evaluate, loss_of, state_of  # noqa: E402
 from prefopt.verify.leaves import leaves  # noqa: E402
 from prefopt.verify.mathematics import JUMP, STEP, Reference, Slopes, check_gradient  # noqa: E402
-from prefopt.verify.mutate import Mutant, mutants  # noqa: E402
+from prefopt.verify.mutate import Mutant, mutants, unchanged  # noqa: E402
 from prefopt.verify.search import Trial, sample, trial  # noqa: E402
 
 TOLERANCE = 1e-9
@@ -72,9 +73,13 @@ def stillborn(mutant: Mutant, expected: list[Expected]) -> bool:
 def killed(mutant: Mutant, expected: list[Expected]) -> bool:
     """Whether some check tells the mutant from the objective. One that raises on some input is told."""
     try:
-        return any(not agrees(one, rebuilt(one.one.objective, mutant)) for one in expected) or breaks(mutant, expected)
+        return told(mutant, expected)
     except Exception:
         return True
+
+
+def told(mutant: Mutant, expected: list[Expected]) -> bool:
+    return any(not agrees(one, rebuilt(one.one.objective, mutant)) for one in expected) or breaks(mutant, expected)
 
 
 def rebuilt(objective: Objective, mutant: Mutant) -> Objective:
@@ -160,9 +165,14 @@ def remembered(name: str) -> Remembered:
 
 
 def survivors(name: str) -> Iterator[tuple[str, str | None]]:
-    """Every mutant by its text, with None if it was killed."""
-    expected = expectations(name)
-    for mutant in mutants(REGISTRY[name].cls):
+    """Every mutant by its text, with None if it was killed.
+
+    Raises:
+        AssertionError: the checks tell the loss from itself.
+    """
+    expected, cls = expectations(name), REGISTRY[name].cls
+    assert not told(unchanged(cls), expected), f"the checks fail {name} itself: what they kill says nothing"
+    for mutant in mutants(cls):
         if stillborn(mutant, expected):
             continue
         if str(mutant) in EQUIVALENT.get(name, {}):
