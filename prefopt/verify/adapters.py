@@ -80,6 +80,8 @@ def as_scalar(result: Any) -> Tensor:
         return as_scalar(result["loss"])
     if isinstance(result, (tuple, list)):
         return as_scalar(result[0])
+    if not isinstance(result, Tensor):
+        raise TypeError(f"a loss is a tensor, or a tuple or dict with one; this is {result!r}")
     return result.mean() if result.ndim else result
 
 

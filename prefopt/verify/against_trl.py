@@ -52,18 +52,20 @@ class Comparison:
     rows: tuple[Row, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(f"{self.versions}: losses and gradients on the same log-probabilities")
+        yield Text(f"{self.versions}: by how much losses and gradients differ on the same log-probabilities")
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for title in ("", "TRL", "prefopt"):
-            table.add_column(title, overflow="fold")
-        table.add_column("value differs by", justify="right")
-        table.add_column("gradient by", justify="right")
-        table.add_column("remark", overflow="fold")
+        table.add_column("")
+        table.add_column("TRL", overflow="fold")
+        for title in ("prefopt", "value", "gradient"):
+            table.add_column(title, justify="left" if title == "prefopt" else "right", no_wrap=True)
         for row in self.rows:
             mark = Text("=", style="green") if row.agrees else Text("≠", style="yellow")
-            table.add_row(mark, row.theirs, row.ours, f"{row.value:.1e}", f"{row.gradient:.1e}", row.note)
+            table.add_row(mark, row.theirs, row.ours, f"{row.value:.1e}", f"{row.gradient:.1e}")
         yield table
         yield Text("= the same to 1e-6, relative to the larger; ≠ another definition or another evaluation.")
+        for row in self.rows:
+            if row.note:
+                yield Text(f"{row.ours}: {row.note}.")
 
 
 @dataclass(frozen=True)

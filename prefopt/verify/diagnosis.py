@@ -130,6 +130,10 @@ def _column(factor: Tensor | float) -> Tensor | float:
 
 def _of_masks() -> Iterator[Candidate]:
     yield _on("the mask is not applied: padding counts", lambda _, batch: without_mask(batch))
+    yield _on(
+        "means over all positions, padding too, where the paper sums tokens",
+        lambda _, batch: map_completions(without_mask(batch), _per_token),
+    )
 
     def shifted(rows: Completions, first: bool) -> Completions:
         order = rows.tokens.mask.cumsum(dim=1)
@@ -147,14 +151,15 @@ def _of_masks() -> Iterator[Candidate]:
     yield _rows("lengths count the padding", padded)
 
 
-def _of_inputs() -> Iterator[Candidate]:
-    def per_token(rows: Completions) -> Completions:
-        return _scaled(rows, 1 / rows.lengths, 1 / rows.lengths)
+def _per_token(rows: Completions) -> Completions:
+    return _scaled(rows, 1 / rows.lengths, 1 / rows.lengths)
 
+
+def _of_inputs() -> Iterator[Candidate]:
     def summed(rows: Completions) -> Completions:
         return _scaled(rows, rows.lengths, rows.lengths)
 
-    yield _rows("means over tokens where the paper sums them", per_token)
+    yield _rows("means over tokens where the paper sums them", _per_token)
     yield _rows("sums over tokens where the paper takes means", summed)
     yield _rows("means over tokens of the policy only", lambda rows: _scaled(rows, 1 / rows.lengths))
     yield _rows("the reference is ignored", lambda rows: _scaled(rows, 1.0, 0.0))

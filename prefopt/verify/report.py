@@ -36,8 +36,8 @@ class Report:
 
     @property
     def counterexample(self) -> str:
-        """The smallest input on which the first failing check fails, as text; empty if all passed."""
-        return next((finding.counterexample for finding in self.findings if not finding.passed), "")
+        """The smallest input on which the first failing check with one fails, as text; empty if all passed."""
+        return next((finding.counterexample for finding in self.findings if finding.counterexample), "")
 
     def __str__(self) -> str:
         console = Console(width=110, no_color=True, highlight=False)
@@ -49,14 +49,20 @@ class Report:
         verdict = "is" if self.passed else "is not"
         yield Text(f"{self.subject} {verdict} {self.claim}", style="bold green" if self.passed else "bold red")
         yield _table(self.findings)
-        failed = next((finding for finding in self.findings if not finding.passed), None)
-        if failed is not None:
-            if self.cause:
-                yield Text(f"Likely cause: {self.cause}.", style="bold")
-            yield Text(f"{failed.check}: {failed.detail}")
-            if failed.counterexample:
-                yield Text("Smallest counterexample:")
-                yield Text(_indented(failed.counterexample))
+        if self.cause:
+            yield Text(f"Likely cause: {self.cause}.", style="bold")
+        details: dict[str, list[str]] = {}
+        for finding in self.findings:
+            if not finding.passed:
+                details.setdefault(finding.detail, []).append(finding.check)
+        first, *others = [f"{', '.join(checks)}: {detail}" for detail, checks in details.items()] or [""]
+        if first:
+            yield Text(first)
+        if self.counterexample:
+            yield Text("Smallest counterexample:")
+            yield Text(_indented(self.counterexample))
+        for other in others:
+            yield Text(other)
 
 
 def _indented(text: str) -> str:
@@ -71,6 +77,7 @@ def _table(findings: Iterable[Finding]) -> Table:
     table.add_column("batches", justify="right")
     for finding in findings:
         mark = Text("✓", style="green") if finding.passed else Text("✗", style="red")
-        worst = "" if finding.passed and not finding.worst else f"{finding.worst:.1e}"
-        table.add_row(mark, finding.check, worst, str(finding.tried))
+        # A check of settings rather than of batches has neither.
+        worst, tried = (f"{finding.worst:.1e}" if finding.worst else ""), (str(finding.tried) if finding.tried else "")
+        table.add_row(mark, finding.check, worst, tried)
     return table

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,9 @@ def verify(
     given = dict(hyperparameters or {})
     if inspect.isclass(target) and issubclass(target, Objective):
         return _verify_objective(target, as_, given, examples, random)
+    if inspect.isclass(target) or not callable(target):
+        what = getattr(target, "__name__", repr(target))
+        raise UsageError(f"{what} is neither a function of log-probabilities nor a subclass of Objective.")
     if as_ is None:
         raise UsageError("say which loss the function is meant to be: as_='dpo' (on the command line --as dpo).")
     return _verify_function(target, get_objective(as_, **given), as_, given, examples, random)
@@ -70,8 +73,9 @@ def _verify_objective(
     claim, cause = "an objective that keeps to the contract", ""
     if as_ is not None:
         target, claim = get_objective(as_), as_
-        own = Foreign(target, lambda _, batch, state: cls(**fixed)(batch, state).mean(), tokens=target.needs.tokens)
-        found = _search_all(own.checks(), type(target), _settings(target), examples, random)
+        tokens = target.needs.tokens or cls(**fixed).needs.tokens
+        own = Foreign(target, lambda _, batch, state: cls(**fixed)(batch, state).mean(), tokens=tokens)
+        found = _search_all(own.checks(), type(target), _settings(target), examples, random, tokens=tokens)
         cause = own.diagnose() if not all(found) else ""
         findings = [*found, *findings]
     return Report(cls.__name__, claim, tuple(findings), cause)
@@ -92,12 +96,20 @@ def _settings(objective: Objective) -> dict[str, Any]:
 
 
 def _search_all(
-    checks: Mapping[str, Check], cls: type[Objective], fixed: Mapping[str, Any], examples: int, random: bool
+    checks: Mapping[str, Check],
+    cls: type[Objective],
+    fixed: Mapping[str, Any],
+    examples: int,
+    random: bool,
+    tokens: bool = False,
 ) -> list[Finding]:
-    """Every check; the first that fails is shrunk, which is the one that a report shows."""
+    """Every check; the first that fails is shrunk, which is the one that a report shows.
+
+    ``tokens``: draw completions token by token, although the objective of ``cls`` may need their sums only.
+    """
     found: list[Finding] = []
     for name, check in checks.items():
-        found.append(_search(name, check, cls, fixed, examples, random, shrink=all(found)))
+        found.append(_search(name, check, cls, fixed, examples, random, shrink=all(found), tokens=tokens))
     return found
 
 
@@ -109,8 +121,10 @@ def _search(
     examples: int,
     random: bool,
     shrink: bool = True,
+    tokens: bool = False,
 ) -> Finding:
-    options = {
+    options: dict[str, Any] = {"tokens": tokens or None, "longest": 60}
+    options |= {
         "padding": {"tokens": True},
         "gradcheck": {"regime": "ordinary", "rows": 2, "longest": 4},
         "finite in float32": {"regime": "extreme"},
@@ -119,7 +133,7 @@ def _search(
     }.get(name, {})
 
     def make(source: Source) -> Trial:
-        return trial(source, cls, fixed, **{"longest": 60, **options})
+        return trial(source, cls, fixed, **options)
 
     if name == "gradcheck":
         # Hypothesis would find the kinks, at which finite differences are wrong.
@@ -136,19 +150,36 @@ def _verify_function(
     taken = set(adapted.hyperparameters.values())
     fixed = {name: value for name, value in _settings(objective).items() if name not in taken or name in given}
     subject = Foreign(objective, adapted, tokens=adapted.tokens)
-    findings = _search_all(subject.checks(), type(objective), fixed, examples, random)
+    findings = _search_all(subject.checks(), type(objective), fixed, examples, random, tokens=adapted.tokens)
     cause = "" if all(findings) else subject.diagnose()
-    return Report(getattr(function, "__name__", "the function"), as_, tuple(findings), cause)
+    return Report(getattr(function, "__name__", "the function"), _claim(objective, taken), tuple(findings), cause)
+
+
+def _claim(objective: Objective, taken: Collection[str]) -> str:
+    """The loss that a function is held against, with the hyperparameters that it does not take."""
+    held = {name: value for name, value in _settings(objective).items() if name not in taken}
+    settings = ", ".join(f"{name}={value!r}" for name, value in held.items())
+    return f"{objective.name}({settings})" if settings else objective.name
 
 
 ForeignLoss = Adapted | Callable[[Objective, Batch, State], Tensor]
+
+
+class Raised(Exception):
+    """Someone's loss raised an error."""
 
 
 class Foreign:
     """Someone's loss next to the objective that it is meant to be."""
 
     def __init__(self, objective: Objective, loss: ForeignLoss, tokens: bool) -> None:
-        self._objective, self._loss, self._tokens = objective, loss, tokens
+        self._objective, self._of, self._tokens = objective, loss, tokens
+
+    def _loss(self, objective: Objective, batch: Batch, state: State) -> Tensor:
+        try:
+            return self._of(objective, batch, state)
+        except Exception as error:
+            raise Raised(f"{type(error).__name__}: {error}") from error
 
     def checks(self) -> dict[str, Check]:
         """The checks by name."""
@@ -164,7 +195,7 @@ class Foreign:
             found["padding"] = self.padding
         if self._objective.needs.coupled:
             del found["rows are independent"]
-        return found
+        return {name: _failing_where_it_raises(check) for name, check in found.items()}
 
     def value(self, one: Trial) -> Outcome:
         """The loss, relative to |L| + Σ|x ∂L/∂x|."""
@@ -245,12 +276,15 @@ class Foreign:
                 values.append(float(self._loss(one.objective, batch, state_of(one.objective, batch))))
         error = abs(values[0] - values[1]) / max(abs(values[0]), 1e-6)
         return Outcome(
-            error, 1e-9, f"the loss is {values[0]:.10g} with zeros in the padding and {values[1]:.10g} with NaN"
+            error, 1e-9, f"the loss is {values[0]:.10g} with 0 in the padding and {values[1]:.10g} with {PADDED} there"
         )
 
     def diagnose(self) -> str:
         """A mistake that explains the values on a few fixed batches, or an empty string."""
-        points = [self._point(Seeded(seed)) for seed in range(8)]
+        try:
+            points = [self._point(Seeded(seed)) for seed in range(8)]
+        except Raised:
+            return ""
         if all(abs(point.value - point.expected) <= 1e-9 * max(abs(point.expected), 1.0) for point in points):
             return self._gradient_cause()
         return diagnose(points, self._tokens)
@@ -273,7 +307,7 @@ class Foreign:
         dead = [path for path, part in found.gradient.items() if path.endswith(".logps") and not part.any()]
         if dead:
             return f"no gradient reaches {', '.join(dead)}: it is detached"
-        return "the formula is right and its evaluation is not: it overflows or cancels (logsigmoid, log1mexp)"
+        return "right where margins are ordinary; far out it overflows, cancels or is clamped (logsigmoid, log1mexp)"
 
     def _batch(self, one: Trial, dtype: torch.dtype = torch.float64, like: Any = None, **options: Any) -> Batch:
         if self._tokens:
@@ -281,6 +315,16 @@ class Foreign:
             options.setdefault("fill", 0.0)
         batch = one.batch(like or dtype, **options)
         return cast(batch, dtype) if like else batch
+
+
+def _failing_where_it_raises(check: Check) -> Check:
+    def run(one: Trial) -> Outcome:
+        try:
+            return check(one)
+        except Raised as error:
+            return holds(False, f"it raises {error}")
+
+    return run
 
 
 def _to(state: State, dtype: torch.dtype) -> State:

@@ -92,6 +92,22 @@ def unmasked(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps,
     return dpo(chosen_logps.sum(1), rejected_logps.sum(1), ref_chosen_logps.sum(1), ref_rejected_logps.sum(1), beta)
 
 
+def averaged_tokens(
+    chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, chosen_mask, rejected_mask, beta
+):
+    chosen = ((chosen_logps - ref_chosen_logps) * chosen_mask).sum(1) / chosen_mask.sum(1)
+    rejected = ((rejected_logps - ref_rejected_logps) * rejected_mask).sum(1) / rejected_mask.sum(1)
+    return -F.logsigmoid(beta * (chosen - rejected))
+
+
+def averaged_positions(
+    chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, chosen_mask, rejected_mask, beta
+):
+    return -F.logsigmoid(
+        beta * ((chosen_logps - ref_chosen_logps).mean(1) - (rejected_logps - ref_rejected_logps).mean(1))
+    )
+
+
 def sums(chosen_logps, rejected_logps, beta, gamma):
     return -F.logsigmoid(beta * (chosen_logps - rejected_logps) - gamma)
 
@@ -116,8 +132,10 @@ def kto_turned(policy_logps, ref_logps, labels, kl, beta=0.1):
         (without_reference, "dpo", "the reference is ignored"),
         (hinge, "dpo", "this is 'hinge', not 'dpo'"),
         (detached, "dpo", "no gradient reaches chosen.logps: it is detached"),
-        (overflows, "dpo", "the formula is right and its evaluation is not"),
+        (overflows, "dpo", "right where margins are ordinary; far out it overflows"),
         (unmasked, "dpo", "the mask is not applied: padding counts"),
+        (averaged_tokens, "dpo", "means over tokens where the paper sums them"),
+        (averaged_positions, "dpo", "means over all positions, padding too"),
         (sums, "simpo", "sums over tokens where the paper takes means"),
         (averaged, "ipo", "means over tokens where the paper sums them"),
         (kto_turned, "kto", "the sign of the undesirable term"),
@@ -152,6 +170,28 @@ def test_what_cannot_be_called_is_refused() -> None:
         verify(odd, as_="dpo")
     with pytest.raises(UsageError, match="as_='dpo'"):
         verify(dpo)
+    with pytest.raises(UsageError, match="Report is neither a function of log-probabilities nor a subclass"):
+        verify(Report, as_="dpo")
+
+
+def number(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta):
+    return dpo(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta).mean().item()
+
+
+def only_in_pairs(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta):
+    rows = dpo(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
+    return rows.reshape(-1, 2).mean() if len(rows) > 1 else rows
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "counterexample"),
+    [(number, "TypeError: a loss is a tensor", "[-1]"), (only_in_pairs, "RuntimeError: shape", "logps = [-1, -1, -1]")],
+)
+def test_a_function_that_raises_fails_where_it_does(function, error: str, counterexample: str) -> None:
+    report = verify(function, as_="dpo", examples=30)
+    assert not any(finding.passed for finding in report.findings)
+    assert report.findings[0].detail.startswith(f"it raises {error}") and "it raises" in str(report)
+    assert counterexample in report.counterexample
 
 
 # --- Objectives ------------------------------------------------------------------------------------------------------
