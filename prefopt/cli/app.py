@@ -100,26 +100,31 @@ def train(
 @app.command(context_settings=FREE_FLAGS)
 def plan(
     context: typer.Context,
-    algorithm: Annotated[str | None, typer.Argument(help="Its name, or a run's YAML file.")] = None,
+    algorithm: Annotated[str | None, typer.Argument(help="Its name, or the YAML file of a run or pipeline.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Path or hub id; only its config is read.")] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="Training data, for its lengths.")] = None,
     adapter: Annotated[str | None, typer.Option(help="lora or qlora; without it all weights are trained.")] = None,
     reference: Annotated[str | None, typer.Option(help="Reference model, if not the model as it arrived.")] = None,
+    reference_cache: Annotated[str | None, typer.Option(help="As in `prefopt train`.")] = None,
     reward: Annotated[list[str] | None, typer.Option(help="As in `prefopt train`.")] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="YAML file; flags win over it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, any key of the YAML.")] = None,
+    share_prompts: Annotated[
+        bool | None, typer.Option("--share-prompts/--no-share-prompts", help="As in `prefopt train`.")
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
     device: Annotated[str, typer.Option(help="cuda (a card with bfloat16) or cpu.")] = "cuda",
     prompt_length: Annotated[int | None, typer.Option(help="Tokens of a prompt, where no data is given.")] = None,
 ) -> None:
     """Say what memory a run will need, which graphics cards it fits, and what to change for the others.
 
-    It takes the flags of `prefopt train`, or its YAML file."""
+    It takes the flags of `prefopt train`, or its YAML file, or that of a pipeline, whose stages it plans one by one."""
     from prefopt.cli.plan import run_plan
     from prefopt.config import parse_rewards
 
     free = [*([algorithm] if algorithm else []), *context.args]
     given = {"model": model, "adapter": adapter, "reference": reference}
+    given |= {"reference_cache": reference_cache, "share_prompts": share_prompts}
     given |= {"reward": parse_rewards(reward) if reward else None, "trust_remote_code": trust_remote_code or None}
     run_plan(given, {"train": data}, config, set_ or [], free, device=device, prompt_length=prompt_length)
 

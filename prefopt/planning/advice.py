@@ -37,7 +37,7 @@ class Advice:
         before: Plan | None = None
         for made, flags in self._all():
             if made.fits(gb):
-                return True, flags if before is None else _as_large_as_fits(before, made, flags, gb)
+                return True, flags if before is None else self._as_large_as_fits(before, made, flags, gb)
             before = made
         return False, self._made[-1][1]
 
@@ -59,18 +59,19 @@ class Advice:
                 best, flags = made, flags | own
                 yield best, flags
 
-
-def _as_large_as_fits(before: "Plan", after: "Plan", flags: Flags, gb: float) -> Flags:
-    """The same, with a larger micro-batch where that was the last change and memory grows evenly with it."""
-    large, small = before.run.micro_batch, after.run.micro_batch
-    if before.run.fields.get("optim") != after.run.fields.get("optim") or large == small:
+    def _as_large_as_fits(self, before: "Plan", after: "Plan", flags: Flags, gb: float) -> Flags:
+        """The same, with a larger micro-batch where that was the last change: one that fits if memory grows evenly with
+        it, and is then found to fit."""
+        large, small = before.run.micro_batch, after.run.micro_batch
+        if before.run.fields.get("optim") != after.run.fields.get("optim") or large == small:
+            return flags
+        batch = large * before.run.accumulation
+        for size in range(large - 1, small, -1):
+            total = after.total + (before.total - after.total) * (size - small) / (large - small)
+            own = {_MICRO: size, _ACCUMULATION: batch // size}
+            if batch % size == 0 and after.within(total, gb) and self._again(_with(after.run, **own)).fits(gb):
+                return flags | own
         return flags
-    batch = large * before.run.accumulation
-    for size in range(large - 1, small, -1):
-        total = after.total + (before.total - after.total) * (size - small) / (large - small)
-        if batch % size == 0 and after.within(total, gb):
-            return flags | {_MICRO: size, _ACCUMULATION: batch // size}
-    return flags
 
 
 def _with(run: Run, **args: Any) -> Run:

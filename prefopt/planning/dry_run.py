@@ -62,6 +62,7 @@ class DryRun:
     Args:
         config, lora, quantized, dtype, rewards: as in `prefopt.planning.skeleton.build`.
         mixed: the dtype of mixed precision, or None.
+        share_prompts: whether completions may share their prompt.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class DryRun:
         dtype: torch.dtype,
         mixed: torch.dtype | None,
         rewards: bool = False,
+        share_prompts: bool = True,
     ) -> None:
         self.model = build(config, lora=lora, quantized=quantized, dtype=dtype, rewards=rewards)
         self.mixed, self.rewards = mixed, rewards
@@ -96,7 +98,7 @@ class DryRun:
         self._cut(self._depths[-1])
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         materialise(self.model, self._mode)
-        self.shares = not rewards and not why_not_shared(self.model)
+        self.shares = share_prompts and not rewards and not why_not_shared(self.model)
         self._flats: dict[Segments, Flat | None] = {}
         self._seen: dict[Any, tuple[int, ...]] = {}
 

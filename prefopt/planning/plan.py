@@ -32,8 +32,8 @@ class Plan:
         gradients: of all that is trained, a part of the moments that have a backward pass.
         gradients_of_policy: of them, the policy's.
         optimizer: its states.
-        moments: what comes on top, one at a time, by name: ``reference``, ``training``, ``critic``, ``optimizer step``,
-            ``sampling``, ``rollout``, ``reward``.
+        moments: what comes on top, one at a time, by name: ``reference`` (with a cache ``reference cache``, before the
+            first step), ``training``, ``critic``, ``optimizer step``, ``sampling``, ``rollout``, ``reward``.
         cache: keys and values at the end of sampling, a part of ``moments["sampling"]``.
         kept: activations at the end of the forward pass, a part of ``moments["training"]``.
         tokens: of the micro-batch, as the layers see it.
@@ -110,8 +110,9 @@ def plan(model: Any, algorithm: Any, train_dataset: Any = None, **settings: Any)
         model: path or hub id of a model or adapter, a config, or a loaded model.
         algorithm: as in `prefopt.Trainer`.
         train_dataset: likewise; without it, lengths come from ``data["max_length"]`` and ``prompt_length``.
-        settings: further arguments of `prefopt.Trainer` (``adapter``, ``reference``, ``reward``, ``data``,
-            ``generation``, ``args``, ``lora``, ``processing_class``, ``trust_remote_code``), and
+        settings: further arguments of `prefopt.Trainer` (``adapter``, ``reference``, ``reference_cache``, ``reward``,
+            ``data``, ``generation``, ``args``, ``lora``, ``processing_class``, ``share_prompts``,
+            ``trust_remote_code``), and
 
             - ``device``: ``"cuda"`` (default), for a card with bfloat16 and its recipe, or ``"cpu"``;
             - ``prompt_length``: tokens of a prompt, where there is no data.
@@ -147,7 +148,10 @@ class _Planner:
         gradients = self.roles.gradients
         moments: dict[str, int] = {}
         if run.resolved.needs_reference and (self.needs.reference or not run.resolved.online):
-            moments["reference"] = self.roles.reference_pass(self.segments)
+            if run.reference_cache is not None:
+                moments["reference cache"] = self.roles.cache_pass()
+            else:
+                moments["reference"] = self.roles.reference_pass(self.segments)
         if self.needs.observes:
             moments["observation"] = self.policy.scoring(self.segments)
         training = self.policy.training(

@@ -1,20 +1,16 @@
 """The models of a run: whose weights are there, what of them is trained, and what their passes hold."""
 
 import copy
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import LoraConfig
-from torch import nn
 
-from prefopt.models.export import RUN_FILE
-from prefopt.models.load import base_of
+from prefopt.planning import optimizers
 from prefopt.planning.dry_run import DryRun
 from prefopt.planning.layout import Segments
-from prefopt.planning.run import Run, config_of
+from prefopt.planning.run import Run
 from prefopt.rollouts import MIXTURE
 from prefopt.rollouts.reward_model import ROWS, TOKENS
 
@@ -59,6 +55,7 @@ class Roles:
             dtype=run.weight_dtype,
             mixed=run.mixed,
             rewards=run.resolved.objective.needs.rewards,
+            share_prompts=run.share_prompts,
         )
 
     # ---- weights -----------------------------------------------------------------------------------------------------
@@ -81,21 +78,23 @@ class Roles:
         run, given = self.run, self.run.reference
         if given is None or self._shares(given):
             return None
-        if isinstance(given, nn.Module):
-            config, lora = given.config, None
-        else:
-            own = (Path(given) / "adapter_config.json").is_file()
-            config = config_of(base_of(Path(given)) if own else given, run.trust_remote_code)
-            lora = LoraConfig.from_pretrained(str(given)) if own else None
-        dtype = run.frozen_dtype if run.adapter is not None or lora is not None else torch.float32
-        return DryRun(copy.deepcopy(config), lora=lora, quantized=run.settings.quantize, dtype=dtype, mixed=run.mixed)
+        origin = run.origin_of(given)
+        dtype = run.frozen_dtype if run.adapter is not None or origin.lora is not None else torch.float32
+        return DryRun(
+            copy.deepcopy(origin.config),
+            lora=origin.lora,
+            quantized=run.settings.quantize,
+            dtype=dtype,
+            mixed=run.mixed,
+            share_prompts=run.share_prompts,
+        )
 
     def _shares(self, name: object) -> bool:
         """Whether what is named is an adapter on the policy's base."""
         if self.run.lora_config is None or not isinstance(name, (str, Path)):
             return False
-        folder = Path(name)
-        return (folder / "adapter_config.json").is_file() and base_of(folder) == self.run.base_name
+        origin = self.run.origin_of(name)
+        return origin.lora is not None and origin.base == self.run.origin.base
 
     @cached_property
     def _reference(self) -> int:
@@ -103,12 +102,19 @@ class Roles:
         if not run.resolved.needs_reference:
             return 0
         if self._given_reference is not None:
-            return self._given_reference.base_bytes + self._given_reference.adapter_bytes
+            return 0 if run.reference_cache is not None else self._given_bytes
+        if run.lora_config is None and run.reference_cache is not None:
+            return 0
         if run.lora_config is None:
             self.notes.append("the reference is a frozen copy of the weights: an adapter would need none")
             return self.policy.base_bytes
         own = run.arrives_with_adapter or run.resolved.plan.renew_reference or run.reference is not None
         return self.policy.adapter_bytes if own else 0
+
+    @property
+    def _given_bytes(self) -> int:
+        given = self._given_reference
+        return 0 if given is None else given.base_bytes + given.adapter_bytes
 
     @property
     def _critic_kind(self) -> str | None:
@@ -141,19 +147,16 @@ class Roles:
         return [None if self._shares_reward(name) else self._reward_run(name) for name in self.run.reward_models]
 
     def _shares_reward(self, name: str) -> bool:
-        return self._shares(name) and _quantized(Path(name)) == self.run.quantized
+        return self._shares(name) and self.run.origin_of(name).quantized == self.run.quantized
 
     def _reward_run(self, name: str) -> DryRun:
-        folder, run = Path(name), self.run
-        own = (folder / "adapter_config.json").is_file()
-        config = config_of(base_of(folder) if own else name, run.trust_remote_code)
-        lora = LoraConfig.from_pretrained(str(folder)) if own else None
-        quantized = own and _quantized(folder)
-        return DryRun(config, lora=lora, quantized=quantized, dtype=run.frozen_dtype, mixed=None, rewards=True)
+        origin, dtype = self.run.origin_of(name), self.run.frozen_dtype
+        config = copy.deepcopy(origin.config)
+        return DryRun(config, lora=origin.lora, quantized=origin.quantized, dtype=dtype, mixed=None, rewards=True)
 
     @cached_property
     def _reward(self) -> int:
-        shared = [LoraConfig.from_pretrained(name) for name, run in self._rewards if run is None]
+        shared = [self.run.origin_of(name).lora for name, run in self._rewards if run is None]
         whole = sum(run.base_bytes + run.adapter_bytes for _, run in self._rewards if run is not None)
         return whole + sum(self.policy.adapter_like(lora) for lora in shared)
 
@@ -168,6 +171,18 @@ class Roles:
         if self._given_reference is not None:
             return self._given_reference.scoring(segments, frozen=True)
         return self.policy.scoring(segments, adapter=self._reference > 0, frozen=True)
+
+    def cache_pass(self) -> int:
+        """Scoring all rows with the reference before the first step, for a cache; with the weights that it has of its
+        own until then, and without the optimizer's states, which are not there yet."""
+        segments = self.run.cached_segments
+        if self._given_reference is not None:
+            scored = self._given_bytes + self._given_reference.scoring(segments, frozen=True)
+        else:
+            # The first rows are scored by the policy too, which must begin as its reference.
+            base = 0 if self.run.lora_config is None else self.reference_pass(segments)
+            scored = max(base, self.policy.scoring(segments))
+        return max(0, scored - optimizers.state_bytes(self.run.optimizer, self.shapes))
 
     def critic_pass(self, segments: Segments) -> int:
         """Forward and backward of a critic apart from the policy's; 0 where it is a head on the policy."""
@@ -198,12 +213,6 @@ class Roles:
             scored = self.policy.scoring(rows, values=True) if own is None else own.scoring(rows, frozen=True)
             moments["reward"] = max(moments.get("reward", 0), scored)
         return cache, moments
-
-
-def _quantized(folder: Path) -> bool:
-    """Whether a saved adapter was trained on a base in 4 bit."""
-    record = folder / RUN_FILE
-    return record.is_file() and json.loads(record.read_text()).get("adapter") == "qlora"
 
 
 def _numbers(shape: tuple[int, ...]) -> int:

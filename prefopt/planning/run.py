@@ -1,14 +1,16 @@
 """What a run will be, found out from settings, a model's config and, where there is data, its lengths."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from peft import LoraConfig, PeftModel
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from peft import LoraConfig
+from transformers import PretrainedConfig
 
 from prefopt.arguments import merged_fields
 from prefopt.assembly import check_assembly
@@ -17,13 +19,15 @@ from prefopt.catalogue import Algorithm, get_algorithm
 from prefopt.catalogue.recipes import CHECKPOINTING
 from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
 from prefopt.data.dataset import DEFAULT_LENGTH
-from prefopt.errors import ModelError, UsageError
+from prefopt.errors import UsageError
 from prefopt.models import ModelSettings, load_tokenizer
-from prefopt.models.load import base_of
 from prefopt.objective import Objective
 from prefopt.online import generation_settings
 from prefopt.planning.layout import Segments
+from prefopt.planning.origin import Origin, origin_of
+from prefopt.reference_cache import TOKENS
 from prefopt.rollouts import GenerationSettings, make_reward
+from prefopt.rollouts.source import dealt
 
 DEVICES = ("cuda", "cpu")
 RANKED = 4
@@ -32,22 +36,29 @@ RANKED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A training run that is planned; the fields are the arguments of `prefopt.plan`."""
+    """A training run that is planned; the fields are the arguments of `prefopt.plan`, and
+
+    Attributes:
+        made: models that earlier runs will make, by the paths by which this one names them.
+    """
 
     model: Any
     algorithm: Any
     train_dataset: Any = None
     adapter: Any = None
     reference: Any = None
+    reference_cache: str | Path | None = None
     reward: Any = None
     processing_class: Any = None
     data: Mapping[str, Any] | DataSettings | None = None
     generation: Mapping[str, Any] | GenerationSettings | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     lora: Mapping[str, Any] = field(default_factory=dict)
+    share_prompts: bool = True
     trust_remote_code: bool = False
     device: str = "cuda"
     prompt_length: int | None = None
+    made: Mapping[str, Origin] = field(default_factory=dict, repr=False)
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
@@ -58,7 +69,7 @@ class Run:
         found = get_algorithm(one) if isinstance(one, (str, Objective)) else one
         if self.device not in DEVICES:
             raise UsageError(f"device={self.device!r} is not one of {', '.join(DEVICES)}.")
-        check_assembly(found, self.reference, self.reward, self.generation)
+        check_assembly(found, self.reference, self.reward, self.generation, self.reference_cache)
         return found
 
     @cached_property
@@ -66,43 +77,39 @@ class Run:
         rewards = self.resolved.objective.needs.rewards
         return ModelSettings(adapter=self.adapter, lora=dict(self.lora), rewards=rewards)
 
-    @cached_property
-    def folder(self) -> Path | None:
-        """That of the adapter with which the model arrives."""
-        found = isinstance(self.model, (str, Path)) and (Path(self.model) / "adapter_config.json").is_file()
-        return Path(self.model) if found else None
+    def origin_of(self, given: Any) -> Origin:
+        """What is known of a model."""
+        return origin_of(given, self.trust_remote_code, self.made)
 
     @cached_property
-    def base_name(self) -> str | None:
-        """Of the policy's base, where it has a name."""
-        if isinstance(self.model, (str, Path)):
-            return base_of(self.folder) if self.folder else str(self.model)
-        return getattr(self.model, "name_or_path", None) or None
+    def origin(self) -> Origin:
+        """Of the model that is trained, as it arrives."""
+        return self.origin_of(self.model)
 
-    @cached_property
+    @property
     def config(self) -> PretrainedConfig:
         """Of the base."""
-        if isinstance(self.model, PretrainedConfig):
-            return self.model
-        if isinstance(self.model, (PreTrainedModel, PeftModel)):
-            return self.model.config
-        return config_of(self.base_name, self.trust_remote_code)
+        return self.origin.config
 
     @cached_property
     def lora_config(self) -> LoraConfig | None:
-        if self.folder is not None:
-            return LoraConfig.from_pretrained(str(self.folder))
-        if isinstance(self.model, PeftModel):
-            return self.model.peft_config[self.model.active_adapter]
+        if self.arrives_with_adapter:
+            return self.origin.lora
         return self.settings.lora_config() if self.adapter is not None else None
 
     @property
     def arrives_with_adapter(self) -> bool:
-        return self.folder is not None or isinstance(self.model, PeftModel)
+        return self.origin.lora is not None
 
     @property
     def quantized(self) -> bool:
-        return self.settings.quantize or bool(getattr(self.model, "is_loaded_in_4bit", False))
+        loaded = not isinstance(self.model, (str, Path)) and self.origin.quantized
+        return self.settings.quantize or loaded
+
+    def result(self, path: str) -> Origin:
+        """The model that the run will make, in a folder of that name."""
+        base = self.origin.base if self.lora_config is not None else path
+        return Origin(self.config, base, self.lora_config, self.quantized, self.origin.tokenizer)
 
     @property
     def weight_dtype(self) -> torch.dtype:
@@ -181,9 +188,11 @@ class Run:
         if self.train_dataset is None or isinstance(self.train_dataset, TokenizedDataset):
             return self.train_dataset
         needs, name = self.resolved.objective.needs, self.resolved.name
-        if self.processing_class is None and isinstance(self.model, PretrainedConfig):
+        if self.processing_class is None and self.origin.tokenizer is None:
             raise UsageError("data needs a tokenizer, which a config does not name: pass processing_class=.")
-        tokenizer = self.processing_class or load_tokenizer(self.model, trust_remote_code=self.trust_remote_code)
+        tokenizer = self.processing_class or load_tokenizer(
+            self.origin.tokenizer, trust_remote_code=self.trust_remote_code
+        )
         return prepare_dataset(
             self.train_dataset,
             self.resolved.data_kind,
@@ -205,26 +214,47 @@ class Run:
     def segments(self, examples: int) -> Segments:
         """The longest micro-batch of so many examples that there can be."""
         if self.resolved.online:
-            return self._sampled(examples * self._per_prompt)
-        if self.dataset is None:
-            completion = self.max_length - self.prompt
-            return Segments(((self.prompt, (completion,) * self._compared),) * examples)
-        groups = [(len(one.prompt), tuple(map(len, one.completions))) for one in self.dataset.examples]
-        groups = [group for group in groups if group[0] + max(group[1]) <= self.max_length] or groups
-        groups.sort(key=lambda group: -(group[0] + sum(group[1])))
+            return self._sampled(examples)
+        groups = sorted(self._groups(examples), key=lambda group: -(group[0] + sum(group[1])))
         return Segments(tuple(groups[:examples]))
+
+    @property
+    def cached_segments(self) -> Segments:
+        """What a reference cache scores at once: as many of the longest rows as it takes."""
+        groups = sorted(self._groups(TOKENS), key=lambda group: -(group[0] + max(group[1])))
+        room = max(1, TOKENS // (groups[0][0] + max(groups[0][1])))
+        chosen = []
+        for prompt, completions in groups:
+            chosen.append((prompt, completions[:room]))
+            room -= len(chosen[-1][1])
+            if room == 0:
+                break
+        return Segments(tuple(chosen))
+
+    def _groups(self, most: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Tokens of the prompts and completions of the data, or of ``most`` examples where there is none."""
+        if self.dataset is None:
+            return [(self.prompt, (self.max_length - self.prompt,) * self._compared)] * most
+        groups = [(len(one.prompt), tuple(map(len, one.completions))) for one in self.dataset.examples]
+        return [group for group in groups if group[0] + max(group[1]) <= self.max_length] or groups
 
     @property
     def rollout(self) -> int:
         """Prompts of a rollout."""
         return self.micro_batch * self.accumulation * self.resolved.plan.minibatches
 
-    def _sampled(self, examples: int) -> Segments:
-        """Sampled examples from as many prompts as there can be; those of one prompt share it."""
-        prompts = min(examples, self.rollout)
-        each = [examples // prompts + (number < examples % prompts) for number in range(prompts)]
+    def _sampled(self, prompts: int) -> Segments:
+        """Of the micro-batches that a rollout is dealt out in, the one in which the fewest examples share a prompt."""
+        plan, each = self.resolved.plan, self._per_prompt
+        count = prompts * self.accumulation * plan.minibatches
+        numbers = [(self.prompt, number) for number in range(count) for _ in range(each)]
+        random = np.random.default_rng(0)
+        passes = range(plan.passes if plan.minibatches > 1 and each > 1 else 1)
+        parts = [part for _ in passes for part in dealt(numbers, random, plan.minibatches, self.accumulation)]
+        shares = [list(Counter(numbers[i] for i in part).values()) for part in parts]
+        most = max(shares, key=lambda own: (len(own), sum(own)))
         new = self.generation_settings.max_new_tokens
-        return Segments(tuple((self.prompt, (new,) * self._compared * share) for share in each))
+        return Segments(tuple((self.prompt, (new,) * self._compared * share) for share in most))
 
     @cached_property
     def _compared(self) -> int:
@@ -253,17 +283,3 @@ class Run:
             return f"lengths are those of the longest of the {len(self.dataset)} examples"
         rest = "" if self.prompt_length else ": give data, or --prompt-length"
         return f"no data: every row is taken to have {self.max_length} tokens, {self.prompt} of them prompt{rest}"
-
-
-def config_of(name: str | Path, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of a model, by path or hub id.
-
-    Raises:
-        ModelError: there is no such model.
-    """
-    try:
-        return AutoConfig.from_pretrained(str(name), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no config could be read from {str(name)!r}, neither as a folder nor on the hub: check the name."
-        ) from error

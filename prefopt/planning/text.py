@@ -1,12 +1,13 @@
 """A plan as lines for the terminal."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prefopt.planning.plan import CARDS, GB, Plan
 
 _WHAT = {
     "reference": "the reference scores a micro-batch",
+    "reference cache": "the reference scores all rows, before the first step",
     "observation": "what the objective observes of a step is scored",
     "training": "forward and backward of a micro-batch, with gradients",
     "critic": "forward and backward of the critic, with gradients",
@@ -37,6 +38,11 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"{'at the most':18}{plan.total / GB:8.2f} GiB  {_WHAT[plan.moment]}"
 
 
+def total(plan: Plan) -> str:
+    """The most that a run needs at any time."""
+    return f"{plan.total / GB:.2f} GiB"
+
+
 def _detail(plan: Plan, name: str) -> str:
     if name == "training":
         return (
@@ -50,19 +56,28 @@ def _line(name: str, size: int, what: str) -> str:
     return f"  {name:16}{size / GB:8.2f} GiB  {what}".rstrip()
 
 
-def cards(plan: Plan) -> Iterator[str]:
-    """Which cards it fits, the largest first, and what to change for the others; each line as soon as it is known."""
+def flags(changes: Mapping[str, Any]) -> str:
+    """Changes as one writes them on the command line."""
+    return " ".join(f"--{name.replace('_', '-')} {text_of(value)}" for name, value in changes.items())
+
+
+def text_of(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def cards(plan: Plan, write: Callable[[Mapping[str, Any]], str] = flags) -> Iterator[str]:
+    """Which cards it fits, the largest first, and what to change for the others; each line as soon as it is known.
+
+    Args:
+        plan: of the run.
+        write: puts changes into words.
+    """
     for size in sorted(CARDS, reverse=True):
         advice = plan.advice(size)
         if advice is None:
             yield f"{size:3} GB: no, and nothing that is known here would make it fit"
         elif advice:
-            yield f"{size:3} GB: with {flags(advice)}"
+            yield f"{size:3} GB: with {write(advice)}"
         else:
             yield f"{size:3} GB: fits"
-
-
-def flags(changes: Mapping[str, Any]) -> str:
-    """Changes as one writes them on the command line."""
-    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in changes.items()}
-    return " ".join(f"--{name.replace('_', '-')} {text}" for name, text in texts.items())

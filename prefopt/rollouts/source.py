@@ -1,7 +1,7 @@
 """The training data of an online run: micro-batches made of the policy's own completions."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,27 @@ class PromptStream:
             self._epoch = epoch
             self._permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
         return self._permutation
+
+
+def dealt(
+    prompts: Sequence[tuple[int, int]], random: np.random.Generator, minibatches: int, accumulation: int
+) -> list[np.ndarray]:
+    """The examples of every micro-batch of a pass over a rollout.
+
+    A step's are drawn at random, and those of one prompt go together in it. What a step adds up to does not depend on
+    how it is cut; so prompts are shared, or padded to one length.
+
+    Args:
+        prompts: length and number of the prompt of every example.
+        random: of the drawing.
+        minibatches: steps in a pass.
+        accumulation: micro-batches in a step.
+    """
+    made = []
+    for rows in np.array_split(random.permutation(len(prompts)), minibatches):
+        together = sorted(range(len(rows)), key=lambda i, rows=rows: prompts[rows[i]])
+        made += np.array_split(rows[together], accumulation)
+    return made
 
 
 class RolloutLoader:
@@ -129,16 +150,10 @@ class RolloutLoader:
         return collate([self._examples[i] for i in rows], pad_token_id=self.maker.pad_token_id)
 
     def _rows(self, place: int, chunk: int) -> np.ndarray:
-        """The examples of a micro-batch: a step's are drawn at random, and those of one prompt go together in it.
-
-        What a step adds up to does not depend on how it is cut; so prompts are shared, or padded to one length.
-        """
-        order = np.random.default_rng([self.seed, self.number, place, self.prompts.rank])
-        step, part = divmod(chunk, self.accumulation)
-        rows = np.array_split(order.permutation(len(self._examples)), self.plan.minibatches)[step]
-        prompts = [(len(self._examples[i].prompt), self._examples[i].id) for i in rows]
-        together = sorted(range(len(rows)), key=prompts.__getitem__)
-        return np.array_split(rows[together], self.accumulation)[part]
+        """The examples of a micro-batch."""
+        random = np.random.default_rng([self.seed, self.number, place, self.prompts.rank])
+        prompts = [(len(example.prompt), example.id) for example in self._examples]
+        return dealt(prompts, random, self.plan.minibatches, self.accumulation)[chunk]
 
     def _renew(self) -> None:
         if self.begin is not None and self.plan.renew_reference and self.number > 0:

@@ -22,7 +22,7 @@ from prefopt.planning.plan import GB, RESERVE, SLACK
 from prefopt.planning.recorder import Recorder
 from prefopt.planning.skeleton import nf4_bytes
 
-TOLERANCE = 0.15
+TOLERANCE = 0.1
 """Share by which a prediction may miss the peak of a run on a CPU."""
 
 
@@ -70,38 +70,90 @@ def longest(prompts: list, completions: list) -> list[float]:
     return [float(len(text)) + number % 2 for number, text in enumerate(completions)]
 
 
+PPO = {
+    "adapter": "lora",
+    "reward": longest,
+    "generation": {"n": 4, "max_new_tokens": 48, "batch_size": 8},
+    "args": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+}
 RUNS = {
     "dpo": {"adapter": "lora", "args": {"gradient_accumulation_steps": 2}},
+    "dpo, whole": {"args": {"gradient_accumulation_steps": 2}},
+    "dpo, cached": {"reference_cache": "kept", "args": {"gradient_accumulation_steps": 2}},
+    "dpo, padded": {"adapter": "lora", "share_prompts": False, "args": {"gradient_accumulation_steps": 2}},
     "orpo": {"args": {"gradient_accumulation_steps": 1, "gradient_checkpointing": True}},
     "reward": {"adapter": "lora", "args": {"gradient_accumulation_steps": 2}},
-    "ppo": {
-        "adapter": "lora",
-        "reward": longest,
-        "generation": {"n": 2, "max_new_tokens": 48, "batch_size": 8},
-        "args": {"gradient_accumulation_steps": 2},
-    },
+    "ppo": PPO,
+    "ppo, whole": {**PPO, "adapter": None},
+    "ppo(minibatches=2)": PPO,
+    "grpo": PPO,
 }
 
 
-@pytest.mark.parametrize("algorithm", RUNS)
-def test_the_peak_of_a_run_on_the_cpu_is_as_planned(algorithm: str, folder: Path, tmp_path: Path) -> None:
-    told = dict(RUNS[algorithm])
+@pytest.mark.parametrize("name", RUNS)
+def test_the_peak_of_a_run_on_the_cpu_is_as_planned(name: str, folder: Path, tmp_path: Path) -> None:
+    told = dict(RUNS[name])
+    algorithm, *_ = name.split(",")
+    if "reference_cache" in told:
+        told["reference_cache"] = tmp_path / told["reference_cache"]
+    if algorithm == "ppo(minibatches=2)":
+        algorithm = prefopt.get_algorithm("ppo", minibatches=2)
     args = {"per_device_train_batch_size": 4, **told.pop("args")}
-    data = [{"prompt": row["prompt"]} for row in pairs()] if algorithm == "ppo" else pairs()
+    data = [{"prompt": row["prompt"]} for row in pairs()] if "reward" in told else pairs()
     planned = prefopt.plan(folder, algorithm, data, args=args, device="cpu", **told)
     run = {"output_dir": str(tmp_path), "max_steps": 2, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
-    console.console.quiet = True
-    try:
+    with console.quiet():
         trainer = prefopt.Trainer(folder, algorithm, data, args=args | run, **told)
         recorder = Recorder()
         recorder.add([*trainer.model.parameters(), *trainer.model.buffers()])
         with recorder:
             trainer.train()
-    finally:
-        console.console.quiet = False
-    # Sampled completions are planned at their longest, and these end where they end.
-    above = 0.25 if algorithm == "ppo" else TOLERANCE
-    assert 1 - TOLERANCE <= planned.total / recorder.peak <= 1 + above
+    assert planned.total == pytest.approx(recorder.peak, rel=TOLERANCE)
+
+
+def test_filling_a_reference_cache_takes_what_is_planned(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill, recorders = prefopt.Trainer._fill_cache, []
+
+    def recorded(trainer: prefopt.Trainer, where: Path) -> None:
+        with Recorder([*trainer.model.parameters(), *trainer.model.buffers()]) as recorder:
+            fill(trainer, where)
+        recorders.append(recorder)
+
+    monkeypatch.setattr(prefopt.Trainer, "_fill_cache", recorded)
+    told = {"adapter": "lora", "reference_cache": tmp_path / "kept"}
+    many = pairs(40)
+    planned = prefopt.plan(folder, "dpo", many, device="cpu", **told)
+    with console.quiet():
+        prefopt.Trainer(folder, "dpo", many, args={"output_dir": str(tmp_path), "use_cpu": True}, **told)
+    # The states of the optimizer are counted as there throughout, and are not there yet.
+    moment = planned.moments["reference cache"] + planned.optimizer
+    assert moment == pytest.approx(recorders[0].peak, rel=TOLERANCE)
+
+
+def test_a_cached_reference_needs_no_second_model(tmp_path: Path) -> None:
+    told = {"model": llama(2), "algorithm": "dpo", "data": {"max_length": 64}}
+    plain, cached = prefopt.plan(**told), prefopt.plan(**told, reference_cache=tmp_path)
+    assert (plain.reference, cached.reference) == (plain.weights, 0)
+    assert plain.moments.keys() - cached.moments.keys() == {"reference"}
+    # One that was given has its weights until the cache is full.
+    other = prefopt.plan(**told, reference=llama(4), reference_cache=tmp_path)
+    assert other.reference == 0
+    more = prefopt.plan(**{**told, "model": llama(4)}).weights
+    states = cached.optimizer
+    assert other.moments["reference cache"] + states > more
+    with pytest.raises(UsageError, match="leave reference_cache= out"):
+        prefopt.plan(llama(2), "orpo", reference_cache=tmp_path)
+
+
+def test_rows_that_do_not_share_their_prompt_are_planned_with_padding() -> None:
+    told = {"model": llama(2), "algorithm": "dpo", "data": {"max_length": 256}, "prompt_length": 192}
+    shared, padded = (prefopt.plan(**told, share_prompts=on) for on in (True, False))
+    rows = 2 * shared.run.micro_batch
+    assert padded.tokens == rows * 256
+    assert shared.tokens == rows // 2 * (192 + 2 * 64 - 2)
+    assert padded.kept > 1.3 * shared.kept
 
 
 def size(tensor: torch.Tensor) -> int:
@@ -264,3 +316,75 @@ def test_the_command_takes_a_config_file_or_the_flags_of_train(
     assert "  8 GB: fits" in from_file.stdout
     assert "lengths are those of the longest of the 4 examples" in from_file.stdout
     assert not (tmp_path / "out").exists()
+
+
+STAGES = """
+model: {model}
+adapter: lora
+args: {{per_device_train_batch_size: 2, gradient_accumulation_steps: 2}}
+data: {{max_length: 128}}
+generation: {{n: 2, max_new_tokens: 32, batch_size: 4}}
+stages:
+  sft: {{algorithm: sft, lora: {{r: 8}}}}
+  reward: {{algorithm: reward, lora: {{r: 4}}}}
+  accuracy: {{evaluate: "stage:reward", data: pairs.json}}
+  ppo: {{algorithm: ppo, model: "stage:sft", reward: "stage:reward"}}
+"""
+
+
+def plan_stages(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> tuple[dict, str]:
+    """The plans of the stages of a pipeline, by name, and what was printed."""
+    from typer.testing import CliRunner
+
+    import prefopt.cli.plan as command
+    from prefopt.cli.app import app
+
+    plans, whole = {}, command.plan_run
+    monkeypatch.setattr(command, "plan_run", lambda run: plans.setdefault(len(plans), whole(run)))
+    (tmp_path / "stages.yaml").write_text(text)
+    done = CliRunner().invoke(app, ["plan", str(tmp_path / "stages.yaml"), *flags])
+    assert done.exit_code == 0, done.output
+    names = [line.removeprefix("stage ") for line in done.stdout.splitlines() if line.startswith("stage ")]
+    return dict(zip(names, plans.values(), strict=False)), done.stdout
+
+
+def test_the_stages_of_a_pipeline_are_planned_with_what_earlier_ones_will_make(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans, said = plan_stages(STAGES.format(model=folder), tmp_path, monkeypatch)
+    sft, reward, ppo = (plans[name] for name in ("sft", "reward", "ppo"))
+    # The adapter of the first stage is trained further; it has a copy as reference, and one of its shape as critic.
+    assert sft.adapter == ppo.adapter == ppo.reference == ppo.critic - 4 * (128 + 1)
+    # The reward model's adapter sits on the policy's own base.
+    assert ppo.reward == ppo.adapter // 2
+    assert sft.reference == sft.reward == reward.reward == 0
+    largest = max(plans, key=lambda name: plans[name].total)
+    assert said.splitlines()[-2:] == [
+        "not planned, since nothing is trained there: accuracy",
+        f"stage {largest} needs most: {plans[largest].total / GB:.2f} GiB",
+    ]
+    assert said.count("  8 GB: fits") == 3
+
+
+def test_stages_without_adapters_make_models_of_their_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = STAGES.format(model=folder).replace("adapter: lora", "").replace(", lora: {r: 8}", "")
+    plans, _ = plan_stages(text.replace(", lora: {r: 4}", ""), tmp_path, monkeypatch, "--device", "cpu")
+    ppo, head = plans["ppo"], 4 * 4000 * 128
+    assert plans["sft"].weights == ppo.weights == ppo.reference
+    # A reward model has one number where the policy has a vocabulary head.
+    assert ppo.reward == pytest.approx(ppo.weights - head, abs=1024)
+
+
+def test_changes_for_a_stage_are_written_as_the_pipeline_takes_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefopt.planning.text.CARDS", (0.85, 24))
+    text = f"model: {folder}\nstages: {{only: {{algorithm: dpo, data: {{max_length: 512}}}}}}\n"
+    _, said = plan_stages(text, tmp_path, monkeypatch)
+    advice = next(line for line in said.splitlines() if "GB: with" in line)
+    assert "--set only.args.per_device_train_batch_size=" in advice
+    given = [word for word in advice.split() if "=" in word]
+    _, said = plan_stages(text, tmp_path, monkeypatch, *[part for word in given for part in ("--set", word)])
+    assert "0.85 GB: fits" in said
