@@ -65,8 +65,14 @@ class ReferenceCache:
         self._filled: WeakSet[TokenizedDataset] = WeakSet()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UsageError(
+                f"reference_cache={str(folder)!r} is a file: name a folder for the reference's log-probs."
+            ) from None
         except OSError as error:
-            raise UsageError(f"reference_cache={str(folder)!r} cannot be a folder: {error.strerror}.") from None
+            raise UsageError(
+                f"reference_cache={str(folder)!r} cannot be made: {error.strerror}: name a folder that can be written."
+            ) from None
 
     def fill(self, dataset: TokenizedDataset) -> TokenizedDataset:
         """The same dataset with the reference's log-probs, read from disk or scored and written now."""

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import tiny
 
+import prefopt.runs
 from prefopt.cli import main
+from prefopt.config import make_trainer
+from prefopt.scoring import why_not_shared
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -85,6 +88,30 @@ def test_a_config_file_and_flags_that_win_over_it(world: Path, monkeypatch: pyte
     assert record["step"] == 1
     assert record["arguments"]["learning_rate"] == 5e-3
     assert json.loads((world / "out" / "adapter_config.json").read_text())["r"] == 4
+
+
+@pytest.mark.parametrize("place", ["flags", "file"])
+def test_a_reference_cache_and_prompts_that_are_not_shared(
+    place: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    trainers = []
+    monkeypatch.setattr(
+        prefopt.runs, "make_trainer", lambda config: trainers.append(make_trainer(config)) or trainers[-1]
+    )
+    told = ["--model", "model", "--data", "pairs.json", "--out", "out", *QUICK]
+    if place == "file":
+        (world / "run.yaml").write_text("algorithm: dpo\nreference_cache: kept\nshare_prompts: false\n")
+        told += ["--config", "run.yaml"]
+    else:
+        told = ["dpo", *told, "--reference-cache", "kept", "--no-share-prompts"]
+    run(monkeypatch, "train", *told)
+    assert "12 rows" in capsys.readouterr().err
+    assert len(list((world / "kept").iterdir())) == 1
+    run(monkeypatch, "train", *told, "--share-prompts")
+    assert "log-probs of 12 rows read from kept/" in capsys.readouterr().err
+    assert [why_not_shared(one.model) for one in trainers] == ["it was switched off", ""]
+    shared, padded = (one.state.log_history[-1]["train_loss"] for one in trainers)
+    assert shared == pytest.approx(padded, rel=1e-4)
 
 
 def test_a_swap_of_algorithm_is_a_change_of_one_word(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

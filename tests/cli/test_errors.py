@@ -27,6 +27,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.py").write_text("def f(:\n")
     (folder / "reward.py").write_text("number = 3\ndef short(prompts, completions):\n    return [1.0]\n")
     (folder / "field.yaml").write_text("algorithm: dpo\nlerning_rate: 1\n")
+    stages = "stages: {first: {algorithm: sft}, second: {algorithm: orpo, model: 'stage:first'}}"
+    (folder / "stages.yaml").write_text(f"model: {folder / 'model'}\n{stages}\n")
     (folder / "section.yaml").write_text("algorithm: dpo\nadaptr: lora\n")
     return folder
 
@@ -99,6 +101,44 @@ CASES = {
         "nothing' was found: there is no such folder",
     ),
     "explain something unknown": (["explain", "simpoo"], "Did you mean 'simpo'"),
+    "a cache for what is sampled anew": (
+        ["train", "online_dpo", "--reward", "{w}/reward.py:short", "--reference-cache", "{w}/cache"],
+        "online_dpo samples new completions, which no cache knows: leave reference_cache= out.",
+    ),
+    "a cache without a reference": (
+        ["train", "orpo", "--reference-cache", "{w}/cache"],
+        "orpo uses no reference model: leave reference_cache= out.",
+    ),
+    "a cache for more than log-probs": (
+        ["train", "tdpo1", "--reference-cache", "{w}/cache"],
+        "a cache has one log-prob of it: leave reference_cache= out.",
+    ),
+    "a cache that is a file": (
+        ["train", "dpo", "--reference-cache", "{w}/pairs.json"],
+        "pairs.json' is a file: name a folder for the reference's log-probs.",
+    ),
+    "a plan of an unknown algorithm": (["plan", "dpoo", "--model", "{w}/model"], "no algorithm 'dpoo'. Did you mean"),
+    "a plan of no model": (
+        ["plan", "dpo", "--model", "{w}/nothing"],
+        "nothing' does not exist: there is no such folder.",
+    ),
+    "a plan for no data": (
+        ["plan", "dpo", "--model", "{w}/model", "--data", "{w}/nothing.json"],
+        "nothing.json does not exist",
+    ),
+    "a plan with a cache that could not be": (
+        ["plan", "orpo", "--model", "{w}/model", "--reference-cache", "{w}/cache"],
+        "orpo uses no reference model: leave reference_cache= out.",
+    ),
+    "a plan of no file": (["plan", "{w}/run.yaml"], "run.yaml does not exist"),
+    "a plan of a pipeline with flags": (
+        ["plan", "{w}/stages.yaml", "--beta", "0.2"],
+        "stages.yaml is a pipeline: say --set STAGE.section.key=value in place of --beta.",
+    ),
+    "a plan of a pipeline with a stage that cannot be": (
+        ["plan", "{w}/stages.yaml", "--set", "second.reference_cache={w}/cache"],
+        "stage second: orpo uses no reference model: leave reference_cache= out.",
+    ),
     "export of no adapter": (["export", "{w}/model", "--out", "{w}/merged"], "holds no adapter"),
 }
 

@@ -12,25 +12,52 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import tiny  # noqa: E402
 import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
+from accelerate.utils import gather_object  # noqa: E402
 from helpers import losses, trainer  # noqa: E402
 
+from prefopt import reference_cache  # noqa: E402
 from prefopt.scoring import tiles  # noqa: E402
+from prefopt.steps import StepScorer  # noqa: E402
 
-ALGORITHMS = ("dpo", "kto", "orpo", "bco", "dpo_pl", "tdpo2")
+# By name: the algorithm, and whether a cache has the reference's log-probs: it is made once, then read.
+RUNS = {name: (name, False) for name in ("dpo", "kto", "orpo", "bco", "dpo_pl")}
+RUNS |= {"kto, cache made": ("kto", True), "kto, cache read": ("kto", True), "tdpo2": ("tdpo2", False)}
+
+
+class Scored:
+    """Counts the rows that this process asks a reference about."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        score = StepScorer.score_reference
+
+        def count(scorer: StepScorer, policy: torch.nn.Module, batch: dict) -> None:
+            self.rows += 0 if "ref_logps" in batch else len(batch["input_ids"])
+            score(scorer, policy, batch)
+
+        StepScorer.score_reference = count
+
+    def drain(self) -> list[int]:
+        """Of every process, since the last time."""
+        rows, self.rows = self.rows, 0
+        return gather_object([rows])
 
 
 def main(out: str) -> None:
     torch.set_num_threads(1)
     ranks = PartialState(cpu=True).num_processes
-    results = {}
-    for name in ALGORITHMS:
+    # So few tokens at once that there is something for everyone.
+    reference_cache.TOKENS = 64
+    results, scored = {}, Scored()
+    for name, (algorithm, cached) in RUNS.items():
         if name == "tdpo2":
             # Its head works through a few rows at a time, outside of the wrapper's forward.
             tiles.TILE = 5 * 30
         run = trainer(
-            name,
+            algorithm,
             # 13 pairs at 8 a step: the last step of an epoch is short, and for labelled rows uneven over ranks.
             tiny.ranked(13) if name == "dpo_pl" else tiny.pairs(13),
+            reference_cache=Path(out).with_suffix(".cache") if cached else None,
             eval_dataset=tiny.pairs(5, seed=1),
             model=tiny.model(0, torch.float64),
             reference=tiny.model(1, torch.float64) if name != "orpo" else None,
@@ -45,7 +72,8 @@ def main(out: str) -> None:
         run.train()
         metrics = run.evaluate()
         kept = {key: value for key, value in metrics.items() if "second" not in key and "runtime" not in key}
-        results[name] = {"losses": losses(run), "evaluation": kept, "log": run.state.log_history[0]}
+        log = run.state.log_history[0]
+        results[name] = {"losses": losses(run), "evaluation": kept, "log": log, "scored": scored.drain()}
     if PartialState().is_main_process:
         Path(out).write_text(json.dumps({"ranks": ranks, "results": results}))
 

@@ -20,9 +20,22 @@ def run(out: Path, *launcher: str) -> dict:
     return json.loads(out.read_text())
 
 
-def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    one = run(tmp_path / "one.json")
-    two = run(tmp_path / "two.json", *LAUNCH)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> dict:
+    return run(folder / "one.json")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> dict:
+    return run(folder / "two.json", *LAUNCH)
+
+
+def test_two_processes_give_the_losses_of_one(one: dict, two: dict) -> None:
     assert (one["ranks"], two["ranks"]) == (1, 2)
     for name, alone in one["results"].items():
         together = two["results"][name]
@@ -33,3 +46,17 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
             for key, value in alone[part].items():
                 if key != "epoch":  # counted in micro-batches of a rank
                     assert together[part][key] == pytest.approx(value, rel=1e-5, abs=1e-7), (name, part, key)
+
+
+def test_two_processes_fill_a_reference_cache_together(one: dict, two: dict, folder: Path) -> None:
+    plain, made, read = (two["results"][name] for name in ("kto", "kto, cache made", "kto, cache read"))
+    for cached in (made, read):
+        assert cached["losses"] == pytest.approx(plain["losses"], rel=1e-6)
+        assert cached["evaluation"]["eval_loss"] == pytest.approx(plain["evaluation"]["eval_loss"], rel=1e-6)
+    # Each scores its share, every row once; and both compare when they read.
+    alone = one["results"]["kto, cache made"]["scored"]
+    assert min(made["scored"]) > 0 and [sum(made["scored"])] == alone
+    assert read["scored"] == 2 * one["results"]["kto, cache read"]["scored"]
+    # Completions and mismatched ones, for training and evaluation; nothing unfinished, and the same names.
+    files = [sorted(path.name for path in (folder / f"{name}.cache").iterdir()) for name in ("one", "two")]
+    assert files[0] == files[1] and len(files[0]) == 4

@@ -212,7 +212,8 @@ def test_what_no_cache_serves_is_refused(tmp_path: Path) -> None:
         ("orpo", {}, "orpo uses no reference model: leave reference_cache= out"),
         ("tdpo1", {}, "whole distribution"),
         ("online_dpo", {"reward": lambda prompts, completions: [0.0] * len(prompts)}, "which no cache knows"),
-        ("dpo", {"folder": tmp_path / "file"}, "cannot be a folder"),
+        ("dpo", {"folder": tmp_path / "file"}, "file' is a file: name a folder"),
+        ("dpo", {"folder": tmp_path / "file" / "cache"}, "cannot be made: Not a directory: name a folder"),
     ]
     (tmp_path / "file").write_text("")
     for name, options, message in cases:
