@@ -17,6 +17,8 @@ from prefopt import reference_cache
 from prefopt.errors import UsageError
 from prefopt.models.fingerprint import fingerprint
 from prefopt.models.reference import AdapterOff, Released
+from prefopt.scoring import sharing
+from prefopt.scoring.parity import tiny_model
 from prefopt.steps import StepScorer
 
 ARGS = {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 3}
@@ -81,6 +83,29 @@ def test_a_cache_changes_nothing_and_is_read_the_second_time(
     assert torch.equal(weights(first), weights(second))
     assert evaluated == [pytest.approx(plain.evaluate()["eval_loss"], rel=1e-6)] * 2
     assert isinstance(second.reference, Released if adapter is None else AdapterOff)
+
+
+def test_a_cache_of_rows_in_several_passes_is_that_of_one_padded_pass(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where prompts are not shared."""
+    monkeypatch.setattr(sharing, "call_of", lambda _: 0)
+    options = {"args": {"optim": "sgd", "max_steps": 3}, "eval_dataset": tiny.pairs(3, 1)}
+    whole = run("dpo", tiny.pairs(6), None, model=tiny_model("bloom"), share_prompts=False, **options)
+    positions: list[int] = []
+    model = tiny_model("bloom")
+    hook = model.transformer.word_embeddings.register_forward_hook(
+        lambda _, args, out: positions.append(args[0].numel())
+    )
+    first = run("dpo", tiny.pairs(6), cache, model=model, **options)
+    hook.remove()
+    rows = [len(row.prompt) + len(one) for row in first.train_dataset.examples for one in row.completions]
+    assert sum(rows) in [sum(positions[i:j]) for i in range(len(positions)) for j in range(i, len(positions) + 1)]
+    second = run("dpo", tiny.pairs(6), cache, model=tiny_model("bloom"), **options)
+    for other in (first, second):
+        assert losses(other) == pytest.approx(losses(whole), rel=1e-6, abs=1e-6)
+        assert torch.allclose(weights(other), weights(whole), atol=1e-6)
+        assert other.evaluate()["eval_loss"] == pytest.approx(whole.evaluate()["eval_loss"], rel=1e-6)
 
 
 def test_a_second_run_asks_the_reference_only_for_the_comparison(cache: Path, scored: list[int]) -> None:
