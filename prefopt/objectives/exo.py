@@ -52,7 +52,7 @@ class EXO(Objective[Ranked]):
         itself = top == torch.arange(len(top), device=top.device)
         apart = torch.where(itself, rough + (first - rough).detach(), log_policy.exp() * more)
         together = torch.where(same, more.abs(), 0.0).amax(dim=1) < 0.5
-        close = divergence_terms(log_policy, log_target, torch.where(together, first + more, 0.0))
+        close = divergence_terms(log_policy, log_target, first + more)
         return {"ranking": Term(torch.where(together, close, apart), "group")}
 
 
@@ -63,8 +63,9 @@ def _first(
 
     It is −log Σ q e^more, because Σ p = 1; ``rough`` where it is far from 0 and has digits enough as it is.
     """
-    small = torch.where(more.abs() < 0.5, more, 0.0)
-    gain = torch.where(more.abs() < 0.5, log_q.exp() * torch.expm1(small), torch.exp(log_q + more) - log_q.exp())
+    small = more.abs() < 0.5
+    slight = log_q.exp() * torch.expm1(torch.where(small, more, 0.0))
+    gain = torch.where(small, slight, torch.exp(log_q + more) - log_q.exp())
     moved = torch.where(same, gain, 0.0).sum(dim=1)
     near = moved.abs() < 0.5
     return torch.where(near, -torch.log1p(torch.where(near, moved, 0.0)), rough)

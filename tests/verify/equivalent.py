@@ -62,6 +62,16 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "exo": {
         "self.terms: `Term(torch.where(together, close, apart), 'group')` becomes "
         "`Term(torch.where(together, close, apart))`": GROUP,
+        "self.terms: `torch.where(same, more.abs(), 0.0).amax(dim=1) < 0.5` becomes "
+        "`torch.where(same, more.abs(), 0.0).amax(dim=1) < 1.5`": BRANCHES,
+        "_first: `more.abs()` becomes `more`": BRANCHES,
+        "_first: `more.abs() < 0.5` becomes `more.abs() < 1.5`": BRANCHES,
+        "_first: `torch.where(small, more, 0.0)` becomes `torch.where(small, more, 1.0)`": UNTAKEN,
+        "_first: `torch.where(near, moved, 0.0)` becomes `torch.where(near, moved, 1.0)`": UNTAKEN,
+    },
+    "reward_aware_rpo": {
+        "_heads: `(q - p).abs() < 0.5` becomes `(q - p).abs() < 1.5`": BRANCHES,
+        "_heads: `torch.where(near, q - p, 0.0)` becomes `torch.where(near, q - p, 1.0)`": UNTAKEN,
     },
     "infonca": {
         "self.terms: `Term(torch.where(first, -grouped_log_softmax(reward, batch.same), others), 'group')` becomes "

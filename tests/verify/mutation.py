@@ -1,9 +1,9 @@
 """The kill rate of the certificates: ``python tests/verify/mutation.py [NAME ...]`` from the repository's root.
 
 Each mutant of each objective is run through values and gradients on fixed batches, compared with the scalar reference,
-then through the contract and finiteness. A mutant is killed by any of them; the loss itself, compiled as its mutants
-are, must survive all of them, or kills would say nothing. Survivors that are argued to be the same loss stand in
-`EQUIVALENT`; every other one is a hole in the checks.
+then through the contract, finiteness, and in float32 through batches near the optimum and such as the suite draws. A
+mutant is killed by any of them; the loss itself, compiled as its mutants are, must survive all of them, or kills would
+say nothing. Survivors that are argued to be the same loss stand in `EQUIVALENT`; any other is a hole in the checks.
 """
 
 import math
@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch  # noqa: E402
 from equivalent import EQUIVALENT  # noqa: E402
+from near_optimum import keeps_its_digits, near_optimum  # noqa: E402
 from references import reference  # noqa: E402
 
 from prefopt import objectives  # noqa: E402
@@ -28,7 +30,7 @@ from prefopt.verify.cases import REGIMES, Draw, Response, Seeded  # noqa: E402
 from prefopt.verify.contract import CONTRACT, finite  # noqa: E402
 from prefopt.verify.evaluation import evaluate, loss_of, state_of  # noqa: E402
 from prefopt.verify.leaves import leaves  # noqa: E402
-from prefopt.verify.mathematics import JUMP, STEP, Reference, Slopes, check_gradient  # noqa: E402
+from prefopt.verify.mathematics import JUMP, STEP, Reference, Slopes, check_gradient, check_value  # noqa: E402
 from prefopt.verify.mutate import Mutant, mutants, unchanged  # noqa: E402
 from prefopt.verify.search import Trial, sample, trial  # noqa: E402
 
@@ -115,10 +117,19 @@ def breaks(mutant: Mutant, expected: list[Expected]) -> bool:
         one = trial(Seeded(seed), REGISTRY[name].cls, {}, regime=("extreme", "certain")[seed % 2], rows=4, longest=6)
         if not finite(replace(one, objective=rebuilt(one.objective, mutant)), torch.float32).passed:
             return True
+    if any(
+        not keeps_its_digits(remembered(name), replace(one, objective=rebuilt(one.objective, mutant)))
+        for one in near_optimum(name)
+    ):
+        return True
     # Last, because it is slow: all digits, on batches such as those of the suite.
     return any(
-        not check_gradient(remembered(name), replace(one, objective=rebuilt(one.objective, mutant)), dtype).passed
-        for dtype in (torch.float32, torch.float64)
+        not check(remembered(name), replace(one, objective=rebuilt(one.objective, mutant)), dtype).passed
+        for check, dtype in (
+            (check_value, torch.float32),
+            (check_gradient, torch.float32),
+            (check_gradient, torch.float64),
+        )
         for one in drawn(name)
     )
 
@@ -132,6 +143,8 @@ def drawn(name: str) -> list[Trial]:
         found += [trial(Seeded(seed), cls, settings, regime="extreme", rows=1, longest=6) for seed in range(300)]
     if cls.needs.batch is Ranked and "scores" in cls.needs.labels and not cls.needs.tokens:
         found.append(Trial(cls(), NEARLY_EQUAL))
+    if name == "exo":
+        found.append(Trial(cls(beta=0.03, beta_reward=0.03), HARD_TARGET))
     return found
 
 
@@ -143,9 +156,25 @@ NEARLY_EQUAL = Draw(
 )
 """Equal scores and all but equal log-probs near 0: the slope in a score is what two numbers near log 2 leave."""
 
+HARD_TARGET = Draw(
+    Ranked,
+    {
+        "completions": tuple(
+            Response(1, (True,), {"logps": (logp,), "ref_logps": (ref_logp,)})
+            for logp, ref_logp in ((0.0, -8.0), (0.0, 0.0), (-1e4, 0.0))
+        )
+    },
+    {"group": [0, 0, 0], "ids": [1], "scores": [0.0, 0.0, 1.5]},
+    tokens=False,
+)
+"""The target is all on a response without mass: what is small is the slope in the log-probs of the two others."""
+
 
 class Remembered(Reference):
     """A reference that is asked by one mutant after the other about the same batches."""
+
+    def value(self, objective: Objective, batch: Batch, state: State) -> Any:
+        return self.slopes(objective, batch, state).value
 
     def slopes(self, objective: Objective, batch: Batch, state: State) -> Slopes:
         known = self.__dict__.setdefault("known", {})
