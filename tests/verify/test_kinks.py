@@ -1,6 +1,7 @@
 """What the comparison of gradients leaves out, and what it counts as an input."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from references import reference
 
 from prefopt import get_objective
 from prefopt.batches import Completions, Pairs
+from prefopt.verify.cases import Draw, Response
 from prefopt.verify.evaluation import state_of
+from prefopt.verify.mathematics import Reference, check_gradient
+from prefopt.verify.search import Trial
 
 
 def pairs(*chosen: float) -> Pairs:
@@ -28,6 +32,23 @@ def test_an_order_that_rounding_decides_has_no_slope(name: str) -> None:
         batch = pairs(-3.0, -4.0 - moved, -8.0)
         batch = replace(batch, chosen=replace(batch.chosen, ref_logps=torch.tensor([-5.0, -6.0, -7.0]).double()))
         assert reference(name).smooth(objective, batch, state_of(objective, batch)) is smooth, moved
+
+
+@pytest.mark.parametrize("name", ["aot_paired", "aot_unpaired"])
+def test_gradients_are_compared_only_where_the_loss_is_smooth(name: str) -> None:
+    """1e-15 is lost in a sum of two, so that two pairs change their quantiles: no error of the loss."""
+
+    def responses(logps: tuple[float, ...], ref_logps: tuple[float, ...]) -> tuple[Response, ...]:
+        values = zip(logps, ref_logps, strict=True)
+        return tuple(Response(1, (True,), {"logps": (x,), "ref_logps": (y,)}) for x, y in values)
+
+    chosen = responses((-3.0, -4.0 - 1e-15, -8.0), (-20.0, -21.0, -5.0))
+    rejected = responses((-20.0, -21.0, -22.0), (-1.0, -1.5, -2.0))
+    batch = Draw(Pairs, {"chosen": chosen, "rejected": rejected}, {"ids": [1, 2, 3]}, tokens=False)
+    one, mathematics = Trial(get_objective(name), batch), reference(name)
+    assert check_gradient(mathematics, one).passed
+    anywhere = Reference(SimpleNamespace(loss=mathematics.module.loss))
+    assert not check_gradient(anywhere, one).passed
 
 
 def test_a_hyperparameter_counts_as_an_input_where_the_reference_says_so() -> None:
