@@ -86,7 +86,6 @@ RUNS = {
     "ppo": PPO,
     "ppo, whole": {**PPO, "adapter": None},
     "ppo(minibatches=2)": PPO,
-    "grpo": PPO,
 }
 
 
