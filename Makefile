@@ -18,8 +18,8 @@ test: .venv/installed-dev  ## the quick suite, under ten minutes on two cores
 test-all: .venv/installed-dev  ## everything, slow tests included
 	$(TEST) $(WHOLE)
 
-certify: .venv/installed-dev  ## the certificates of all objectives with many examples a property
-	PREFOPT_CERTIFY=full $(TEST) tests/test_certificates.py tests/verify
+certify: .venv/installed-dev  ## the certificates with many examples a property; other ones with PREFOPT_CERTIFY=random
+	PREFOPT_CERTIFY=$(or $(PREFOPT_CERTIFY),full) $(TEST) --timeout 3600 tests/test_certificates.py tests/verify
 
 lint: .venv/installed-dev  ## style, and imports that go down only
 	$(BIN)/ruff check .
