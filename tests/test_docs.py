@@ -1,4 +1,4 @@
-"""The page on adding an objective is executed."""
+"""The pages on adding an objective and on verifying a loss are executed."""
 
 import re
 from pathlib import Path
@@ -10,15 +10,19 @@ import torch
 from prefopt import registry
 from prefopt.batches import Pairs
 
-PAGE = Path(__file__).parent.parent / "docs" / "adding-an-objective.md"
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def run(page: Path, namespace: dict[str, Any]) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(block, str(page), "exec"), namespace)
 
 
 @pytest.fixture
 def executed() -> Any:
     namespace: dict[str, Any] = {"__name__": "adding_an_objective"}
     try:
-        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
-            exec(compile(block, str(PAGE), "exec"), namespace)
+        run(DOCS / "adding-an-objective.md", namespace)
         yield namespace
     finally:
         registry.REGISTRY.pop("odpo", None)
@@ -32,3 +36,9 @@ def test_the_example_is_certified_and_is_the_loss_it_says(executed: dict[str, An
     pairs = Pairs.from_sums(one, one, one, one, chosen_score=4 * one, rejected_score=one)
     # At the reference h = 0: log(1 + exp(α log 3)) with α = ½.
     assert objective(pairs).mean().item() == pytest.approx(torch.log(torch.tensor(1 + 3**0.5)).item(), rel=1e-6)
+
+
+def test_the_functions_are_verified() -> None:
+    namespace: dict[str, Any] = {"__name__": "verifying_a_loss"}
+    run(DOCS / "verifying-a-loss.md", namespace)
+    assert namespace["report"].claim == namespace["report_of_tokens"].claim == "dpo"
