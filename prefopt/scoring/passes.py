@@ -52,7 +52,7 @@ def call_of(model: nn.Module) -> int:
 
 
 def cheapest(lengths: Sequence[int], call: int) -> list[list[int]]:
-    """Rows by forward pass, the longest first, where all passes together cost least.
+    """Rows by forward pass, that of the longest first, where all passes together cost least; in order within a pass.
 
     Args:
         lengths: tokens of every row.
@@ -69,7 +69,7 @@ def cheapest(lengths: Sequence[int], call: int) -> list[list[int]]:
     passes: list[list[int]] = []
     end = len(order)
     while end:
-        passes.append(order[begins[end] : end].tolist())
+        passes.append(sorted(order[begins[end] : end].tolist()))
         end = int(begins[end])
     return passes[::-1]
 
@@ -79,7 +79,7 @@ def parts_of(batch: Mapping[str, Tensor], rows: Int[Tensor, " r"], call: int) ->
     lengths = batch["attention_mask"][rows].sum(dim=1).tolist()
     made = []
     for chosen in cheapest(lengths, call):
-        own, width = rows[chosen], lengths[chosen[0]]
+        own, width = rows[chosen], max(lengths[i] for i in chosen)
         made.append(Part({key: batch[key][own, :width] for key in ("input_ids", "attention_mask")}, own))
     return made
 
@@ -95,5 +95,6 @@ def pass_of(part: Part, layout: Layout, width: int) -> Pass:
 
 
 def in_order(values: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
-    """Values of several passes, one after the other, in the order of the places that each pass holds."""
+    """Values of several passes, one after the other, in the order of the places that each pass holds; those of a single
+    pass are in order."""
     return values[0] if len(values) == 1 else torch.cat(list(values))[torch.cat(list(places)).argsort()]

@@ -249,3 +249,15 @@ def test_rewards_and_their_gradients_are_those_of_one_padded_pass(name: str) -> 
     largest = max(gradient.abs().max() for gradient in whole)
     for one, other in zip(own, whole, strict=True):
         assert (one - other).abs().max() < 1e-9 * largest
+
+
+def test_rewards_of_one_pass_stay_in_the_order_of_the_rows() -> None:
+    config = tiny_model("llama").config
+    config.num_labels = 1
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).double().eval()
+    calls = Calls(model)
+    rewards = rewards_of(model, ROWS)
+    assert calls.seen == [(6, 32)]
+    inputs = {key: ROWS[key] for key in ("input_ids", "attention_mask")}
+    assert torch.equal(rewards, model(**inputs).logits[:, 0])
