@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from prefopt.batches import Batch
 from prefopt.objective import Loss, Objective, State
@@ -103,8 +104,9 @@ class Curvature:
     @cached_property
     def _first(self) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         """The loss, what it is differentiated by, and its gradient by leaf, itself to be differentiated."""
-        value, tracked = self._attached()
-        gradients = _gradient(value, tracked, create_graph=True)
+        with _TwiceDifferentiable():
+            value, tracked = self._attached()
+            gradients = _gradient(value, tracked, create_graph=True)
         return value, tracked, dict(zip(leaves(self._batch), gradients, strict=False))
 
     def _attached(self) -> tuple[Tensor, list[Tensor]]:
@@ -139,6 +141,20 @@ def _weighted(inputs: list[Tensor], gradients: list[Tensor], masks: list[Tensor 
         product = (part * gradient).abs()
         total += float((product if mask is None else product[mask]).sum().detach())
     return total
+
+
+class _TwiceDifferentiable(TorchFunctionMode):
+    """`logsigmoid` with all digits of its second derivative σ(x)σ(−x).
+
+    Torch takes σ(−x) as 1 − σ(x) there, which is 0 from x = 37 on: a gradient would seem not to move with its inputs.
+    """
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func is not torch.nn.functional.logsigmoid:
+            return func(*args, **(kwargs or {}))
+        (x,) = args
+        below = x < 0
+        return torch.where(below, x, 0.0) - torch.log1p(torch.exp(torch.where(below, x, -x)))
 
 
 @contextmanager
