@@ -3,8 +3,8 @@
     python benchmarks/demo_sweep.py            # about 15 minutes on two CPU cores
 
 Results go to ``benchmarks/results/demo_sweep.json``, one entry per algorithm and rate; entries that are there already
-for the same lab and budget are not run again. ``best`` names the rate with the highest gold reward for each algorithm;
-`prefopt.lab.rates` holds a copy of it.
+for the same lab, settings and budget are not run again, and an algorithm that is run again loses those of another lab.
+``best`` names the rate with the highest gold reward for each algorithm; `prefopt.lab.rates` holds a copy of it.
 """
 
 import argparse
@@ -79,18 +79,22 @@ def main() -> None:
     budget = replace(demo, prompts=len(lab.held_out_prompts) - demo.prompts, k=4)
     lab_here = validation(lab, demo)
     yardstick = make_yardstick(lab_here, budget)
-    setting = {"lab": lab.folder.name, "budget": asdict(budget) | {"seeds": list(budget.seeds)}}
+    setting = {"budget": asdict(budget) | {"seeds": list(budget.seeds)}}
     setting |= {"torch": torch.__version__, "transformers": transformers.__version__}
     results = load(setting)
-    results["start"] = Result.of("start", [yardstick.of_start()]).reward.mean
+    start = Result.of("start", [yardstick.of_start()]).reward.mean
     proxies = train_reward_models(lab_here, Path(tempfile.mkdtemp()), budget, CHOSEN["reward"], ("ppo",))
+    here = lab.folder.name
+    results["runs"] = [
+        run for run in results["runs"] if run["lab"] == here or run["algorithm"] not in chosen.algorithms
+    ]
     done = {(run["algorithm"], run["learning_rate"]) for run in results["runs"]}
-    print(f"start: gold reward {results['start']:.3f}", flush=True)
+    print(f"start: gold reward {start:.3f}", flush=True)
     for name in chosen.algorithms:
         rates = chosen.rates or (*RATES, *HIGHER.get(name, ()))
         for rate in (rate for rate in rates if (name, rate) not in done):
             trainer, cost = train(lab_here, name, budget, rate, 0, reward=proxies[0])
-            run = {"algorithm": name, "learning_rate": rate, **conditions(name)}
+            run = {"algorithm": name, "learning_rate": rate, "lab": here, "start": round(start, 4), **conditions(name)}
             if name == "reward":
                 # All held-out pairs: the demo measures no reward model, and 120 of them would say little.
                 metrics = trainer.evaluate([dict(row) for row in lab.held_out_pairs])

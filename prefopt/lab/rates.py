@@ -21,8 +21,10 @@ RATES = {
 }
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    # Completions of four steps are sampled at once, which takes little longer than those of one.
+    "rejection_sampling": {"minibatches": 4},
     # The reward model is trained on 1,280 noisy pairs: without a strong pull to the start it is soon fooled.
-    "grpo": {"beta": 0.2},
-    "ppo": {"kl_coef": 0.15, "passes": 1},
+    "grpo": {"beta": 0.2, "minibatches": 4},
+    "ppo": {"kl_coef": 0.15, "passes": 1, "minibatches": 4, "critic": "head"},
 }
 """Hyperparameters that are not at their defaults; learning rates were tried with these."""

@@ -217,10 +217,11 @@ def _sample(
 ) -> list[list[str]]:
     """Completions of the starting model, a few prompts at a time so that progress shows."""
     texts: list[list[str]] = []
-    for start in range(0, len(prompts), 80):
+    for start in range(0, len(prompts), 128):
         report(start / len(prompts))
+        chosen = prompts[start : start + 128]
         options = {"k": settings.samples, "max_new_tokens": settings.max_new_tokens, "seed": seed + start}
-        drawn = sample(model, tokenizer, prompts[start : start + 80], _unscored, **options)
+        drawn = sample(model, tokenizer, chosen, _unscored, batch_size=len(chosen) * settings.samples, **options)
         texts += [[each.text for each in group] for group in drawn.groups]
     report(1.0)
     return texts
