@@ -294,7 +294,7 @@ def _table(found: Study) -> str:
 def print_study(found: Study) -> None:
     """One row for each algorithm."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("algorithm", "gold reward", "over seeds", "KL", "free: best gold", "last gold", "proxy rose by"):
+    for heading in ("algorithm", "gold reward", "seeds", "KL", "free: best", "last", "proxy +"):
         table.add_column(heading, justify="left" if heading == "algorithm" else "right", no_wrap=True)
     start = found.start.reward
     table.add_row("start", f"{start.mean:.3f} ±{(start.high - start.low) / 2:.3f}", *["-"] * 5)
@@ -311,4 +311,8 @@ def print_study(found: Study) -> None:
             f"{points[-1].proxy - points[0].proxy:.2f}",
         )
     Console().print(table)
-    Console().print(describe(found), style="dim", highlight=False)
+    explained = (
+        "±: half of a 95 % interval over prompts, and over seeds. free: gold reward of the runs without a pull to the "
+        "start, at its best and at the end, and what the proxy gained. "
+    )
+    Console().print(explained + describe(found), style="dim", highlight=False)
