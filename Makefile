@@ -12,7 +12,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 demo: .venv/installed  ## train every algorithm on the embedded world and write a report
 	$(BIN)/prefopt demo
 
-test: .venv/installed-dev  ## the quick suite, under ten minutes on two cores
+test: .venv/installed-dev  ## the quick suite, about a quarter of an hour on two cores
 	$(TEST) $(WHOLE) -m "not slow"
 
 test-all: .venv/installed-dev  ## everything, slow tests included

@@ -227,6 +227,7 @@ def assign_flag(values: dict[str, Any], flag: str, text: str, algorithm: str) ->
             values.setdefault(section, {})[name] = parse_value(text)
             return
     everything = [field for known in sections.values() for field in known]
+    everything += list(RunConfig.model_fields)
     own = ", ".join(sections["hyperparameters"]) or "none"
     if any(sign in algorithm for sign in "+*"):
         own = "those of its parts, in brackets, as in 'dpo(beta=0.2) + 0.2*sft'"

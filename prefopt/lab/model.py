@@ -1,4 +1,4 @@
-"""The lab's model: a Llama of about one million parameters, small enough to train on two CPU cores in a minute."""
+"""The lab's model: a Llama of about one million parameters, which two CPU cores train in little more than a minute."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase

@@ -108,7 +108,7 @@ def prepare(
     settings: WorldSettings | None = None,
     progress: Report | None = None,
 ) -> Lab:
-    """The lab, made on the first call (about a minute on two CPU cores) and read from disk afterwards.
+    """The lab, made on the first call (about two minutes on two CPU cores) and read from disk afterwards.
 
     Args:
         cache: folder that holds the cached worlds; by default ``$PREFOPT_CACHE/lab``, or ``~/.cache/prefopt/lab``.

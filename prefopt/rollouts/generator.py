@@ -201,6 +201,7 @@ class TransformersGenerator:
             tokens[rows, done:end] = new.numpy()
             logps[rows, done:end] = torch.stack(recorder.logps, dim=1).cpu().numpy()
             going = torch.isin(new, stops).any(dim=1).logical_not().nonzero()[:, 0]
+            # Without a cache one call samples all.
             if len(going) == 0 or end == most:
                 break
             rows, done = rows[going], end
@@ -252,13 +253,13 @@ class TransformersGenerator:
 
 def _narrowed(inputs: dict[str, Any], output: Tensor, going: Tensor) -> dict[str, Any]:
     """The inputs of ``generate`` to go on with some of the rows, the cache among them."""
-    going = going.to(output.device)
-    ids, cache = output[going], inputs.get("past_key_values")
+    going, cache = going.to(output.device), inputs["past_key_values"]
+    ids = output[going]
     mask = inputs["attention_mask"][going]
     mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
-    if cache is not None and len(going) < len(output):
+    if len(going) < len(output):
         cache.batch_select_indices(going)
-    return {"input_ids": ids, "attention_mask": mask, **({} if cache is None else {"past_key_values": cache})}
+    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
 
 
 class _Recorder(LogitsProcessor):

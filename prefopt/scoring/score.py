@@ -161,7 +161,7 @@ def _valued(hidden: Tensor | None, value_head: nn.Module) -> Float[Tensor, " k"]
 
 
 def rows_of(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Rows:
-    """The completion positions of a batch after one forward pass: their logits, or, of many, their hidden states.
+    """The completion positions of a batch after its forward passes: their logits, or, of many, their hidden states.
 
     Rows that begin with the same prompt share it where the model allows it, and where it does not, rows of very
     different lengths are not padded to one length (see `sharing`).

@@ -139,6 +139,14 @@ CASES = {
         ["plan", "{w}/stages.yaml", "--set", "second.reference_cache={w}/cache"],
         "stage second: orpo uses no reference model: leave reference_cache= out.",
     ),
+    "a dataset is missed before a model is": (
+        ["train", "dpo", "--model", "{w}/nothing", "--data", "{w}/missing.json"],
+        "missing.json does not exist",
+    ),
+    "a misspelt flag of the run": (
+        ["train", "dpo", "--reference-cach", "{w}/cache"],
+        "there is no option --reference-cach. Did you mean 'reference-cache'?",
+    ),
     "export of no adapter": (["export", "{w}/model", "--out", "{w}/merged"], "holds no adapter"),
 }
 

@@ -195,3 +195,14 @@ def test_a_result_averages_seconds_and_keeps_the_largest_memory() -> None:
     assert (result.seeds, result.reward.mean, result.length.mean) == (2, pytest.approx(0.3), 5.0)
     assert result.cost == Cost(2.0, 100.0, 20.0)
     assert result.kl is None
+
+
+def test_the_start_is_asked_about_the_pairs_once(lab: ToyLab) -> None:
+    calls, start = [], tiny.model(0)
+    start.register_forward_pre_hook(lambda *_: calls.append(1))
+    held_out = HeldOutPairs(prepare_dataset(lab.held_out_pairs, "pairs", tiny.tokenizer(), context=64), start)
+    first = held_out.outcomes(prefopt.get_objective("dpo"), tiny.model(1))
+    asked = len(calls)
+    assert asked > 0
+    assert held_out.outcomes(prefopt.get_objective("ipo"), tiny.model(1)).tolist() == first.tolist()
+    assert len(calls) == asked

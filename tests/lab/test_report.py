@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 from toy_lab import toy_lab
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from prefopt import console
 from prefopt.errors import UsageError
@@ -148,9 +149,12 @@ def test_a_missing_learning_rate_is_named_before_anything_is_trained(tmp_path: P
 
 
 def test_lines_of_the_trainer_are_held_back_and_come_back() -> None:
+    bars = transformers_logging.is_progress_bar_enabled()
     with quiet():
         assert console.console.quiet
+        assert not transformers_logging.is_progress_bar_enabled()
     assert not console.console.quiet
+    assert transformers_logging.is_progress_bar_enabled() == bars
     with pytest.raises(RuntimeError), quiet():
         raise RuntimeError
     assert not console.console.quiet
