@@ -1,6 +1,6 @@
 """Every algorithm that samples, on the demo's world, against a reward model: does it raise the gold reward?
 
-    python benchmarks/online_zoo.py              # about 15 minutes on two CPU cores
+    python benchmarks/online_zoo.py
     python benchmarks/online_zoo.py --only nash_md xpo --seeds 0 1 2
 
 Each gets what it gets in `prefopt demo`: 40 steps, 64 completions a step, and a reward model of the lab's pairs; none
