@@ -6,7 +6,8 @@
 Each gets what it gets in `prefopt demo`: 40 steps, 64 completions a step, and a reward model of the lab's pairs; none
 sees the gold reward. Learning rates are those that the demo's sweep chose for grpo (for algorithms that weigh log-probs
 by advantages), dpo (for losses on pairs) and rejection sampling (for imitation); the pull to the start is of the same
-size for all that have one. `prefopt demo --overoptimization` looks at five of them with three seeds.
+size for all that have one. As in the demo, completions of four steps are sampled at once; the two algorithms that go in
+rounds sample those of ten steps. `prefopt demo --overoptimization` looks at five of them with three seeds.
 
 Results go to ``benchmarks/results/online_zoo.json``, after every algorithm.
 """
@@ -27,12 +28,15 @@ from prefopt.lab.world import prepare
 
 HERE = Path(__file__).parent
 PULL = 0.2
-IN_LOSS = {"beta": PULL}
-IN_REWARD = {"kl_coef": PULL}
+FOUR = {"minibatches": 4}
+IN_LOSS = FOUR | {"beta": PULL}
+IN_REWARD = FOUR | {"kl_coef": PULL}
+ON_PAIRS = FOUR | {"beta": 0.3}
+ROUNDS = {"minibatches": 10}
 RUNS: dict[str, tuple[float, dict[str, Any]]] = {
     "ppo": (RATES["ppo"], SETTINGS["ppo"]),
     "grpo": (RATES["grpo"], SETTINGS["grpo"]),
-    "rejection_sampling": (RATES["rejection_sampling"], {}),
+    "rejection_sampling": (RATES["rejection_sampling"], SETTINGS["rejection_sampling"]),
     "rloo": (RATES["grpo"], IN_REWARD),
     "reinforce": (RATES["grpo"], IN_REWARD),
     "reinforce_pp": (RATES["grpo"], IN_REWARD),
@@ -40,13 +44,13 @@ RUNS: dict[str, tuple[float, dict[str, Any]]] = {
     "dapo": (RATES["grpo"], IN_LOSS),
     "gspo": (RATES["grpo"], IN_LOSS),
     "cispo": (RATES["grpo"], IN_LOSS),
-    "nash_md": (RATES["grpo"], {"tau": PULL}),
-    "online_dpo": (RATES["dpo"], {"beta": 0.3}),
-    "online_ipo": (RATES["ipo"], {"tau": 0.3}),
-    "xpo": (RATES["dpo"], {"beta": 0.3}),
-    "iterative_dpo": (RATES["dpo"], {"beta": 0.3}),
-    "rso": (RATES["dpo"], {}),
-    "rest_em": (RATES["rejection_sampling"], {}),
+    "nash_md": (RATES["grpo"], FOUR | {"tau": PULL}),
+    "online_dpo": (RATES["dpo"], ON_PAIRS),
+    "online_ipo": (RATES["ipo"], FOUR | {"tau": 0.3}),
+    "xpo": (RATES["dpo"], ON_PAIRS),
+    "iterative_dpo": (RATES["dpo"], ROUNDS | {"beta": 0.3}),
+    "rso": (RATES["dpo"], FOUR),
+    "rest_em": (RATES["rejection_sampling"], ROUNDS),
 }
 """Learning rate and hyperparameters that are not at their defaults."""
 

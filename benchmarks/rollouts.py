@@ -1,13 +1,11 @@
 """Rollouts and PPO: one base with four roles and batched sampling, against the plain way.
 
-    python benchmarks/rollouts.py              # about 10 minutes on two CPU cores
+    python benchmarks/rollouts.py              # about 20 minutes on two CPU cores
 
 The plain way is what people write first: a `generate` call for every prompt, four separate models (policy, reference,
 critic, reward model), each completion scored alone from the logits of all positions. Both sample the same number of
 completions of the same prompts and take the same number of optimizer steps on them, with LoRA on the same base. Rounds
-are interleaved, minima are compared; memory is what each process needs at its peak above an idle one. A third part
-compares ways of sampling alone: prompts together or one by one, the prompt's cache shared by its samples or not, and
-transformers' continuous batching.
+are interleaved, minima are compared; memory is what each process needs at its peak above an idle one.
 
 Results go to ``benchmarks/results/rollouts.json``.
 """
@@ -31,7 +29,6 @@ from transformers.utils import logging
 
 from prefopt import Trainer, console, get_algorithm
 from prefopt.lab.measure import costing
-from prefopt.rollouts import GenerationSettings, TransformersGenerator, generator
 from prefopt.rollouts.advantages import gae, reward_to_tokens, whiten
 
 HERE = Path(__file__).parent
@@ -189,51 +186,6 @@ def _learn(rows: list[dict], policy: nn.Module, critic: nn.Module, optimizer: to
         optimizer.zero_grad()
 
 
-def ways_of_sampling(rounds: int) -> dict:
-    """Seconds for PROMPTS × N completions of NEW tokens each, by way; the minimum over interleaved rounds."""
-    model, tokenizer = base().eval(), words.tokenizer(VOCABULARY)
-    ids = [np.array(tokenizer(text).input_ids, dtype=np.int32) for text in prompts()]
-    settings = GenerationSettings(n=N, max_new_tokens=NEW, batch_size=PROMPTS * N)
-    makes = TransformersGenerator(tokenizer)
-    with_cache = generator._with_cache
-
-    def together() -> None:
-        makes.generate(model, ids, settings)
-
-    def without_cache() -> None:
-        generator._with_cache = lambda model, inputs, n: {k: v.repeat_interleave(n, dim=0) for k, v in inputs.items()}
-        try:
-            makes.generate(model, ids, settings)
-        finally:
-            generator._with_cache = with_cache
-
-    def one_by_one() -> None:
-        for prompt in ids:
-            makes.generate(model, [prompt], settings)
-
-    def continuous() -> None:
-        config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=NEW, eos_token_id=2, pad_token_id=0)
-        inputs = [prompt.tolist() for prompt in ids for _ in range(N)]
-        model.generate_batch(inputs=inputs, generation_config=config)
-
-    ways = {"together": together, "without the prompt's cache": without_cache, "one by one": one_by_one}
-    ways["continuous batching"] = continuous
-    best: dict[str, float | str] = {}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            if isinstance(best.get(name), str):
-                continue
-            torch.manual_seed(0)
-            began = time.perf_counter()
-            try:
-                way()
-            except Exception as error:
-                best[name] = f"does not run here: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
-                continue
-            best[name] = min(best.get(name, float("inf")), time.perf_counter() - began)
-    return best
-
-
 def run_one(which: str, folder: Path, rounds: int) -> dict:
     """One way in a process of its own, so that memory is its own."""
     command = [sys.executable, __file__, "--only", which, "--folder", str(folder), "--rounds", str(rounds)]
@@ -270,7 +222,6 @@ def main() -> None:
     ratios = {
         "ratio_of_time": best["plain"]["seconds"] / best["ours"]["seconds"],
         "ratio_of_memory": best["plain"]["added_mb"] / best["ours"]["added_mb"],
-        "sampling_seconds": ways_of_sampling(chosen.repeats),
     }
     print(json.dumps({**best, **ratios}, indent=2))
     setting = (
