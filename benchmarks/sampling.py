@@ -20,7 +20,7 @@ import words
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from prefopt.rollouts import GenerationSettings, TransformersGenerator, generator
+from prefopt.rollouts import GenerationSettings, TransformersGenerator, cache
 
 HERE = Path(__file__).parent
 
@@ -36,7 +36,7 @@ def ways(rounds: int) -> dict[str, float]:
         makes.generate(model, ids, settings)
 
     def without_cache() -> None:
-        with patch.object(generator, "_plain_cache", lambda model: False):
+        with patch.object(cache, "keeps_all", lambda model: False):
             makes.generate(model, ids, settings)
 
     def one_by_one() -> None:
@@ -44,9 +44,7 @@ def ways(rounds: int) -> dict[str, float]:
             makes.generate(model, [prompt], settings)
 
     def continuous() -> None:
-        config = GenerationConfig(
-            do_sample=True, top_k=0, max_new_tokens=rollouts.NEW, eos_token_id=2, pad_token_id=0
-        )
+        config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=rollouts.NEW, eos_token_id=2, pad_token_id=0)
         inputs = [prompt.tolist() for prompt in ids for _ in range(rollouts.N)]
         model.generate_batch(inputs=inputs, generation_config=config)
 

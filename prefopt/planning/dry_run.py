@@ -21,6 +21,7 @@ from prefopt.models.adapters import is_adapter_model
 from prefopt.planning.layout import Segments
 from prefopt.planning.recorder import Recorder
 from prefopt.planning.skeleton import build, layers_of, materialise, period_of, weight_bytes
+from prefopt.rollouts.cache import keeps_all, widen
 from prefopt.scoring.attention import FlatAttention
 from prefopt.scoring.flat import Flat
 from prefopt.scoring.head import LinearHead, after_head, vocabulary_of
@@ -308,13 +309,16 @@ class DryRun:
             )
 
         cache = DynamicCache(config=base.config)
-        forward(prompts, prompt, cache)
-        cache.batch_repeat_interleave(n)
-        first = recorder.peak
-        cache = None
+        if keeps_all(base) and prompt > 1:
+            forward(prompts, prompt - 1, cache)
+            widen(cache, n, new)
+            first, soon = recorder.peak, new - 1
+        else:
+            forward(prompts * n, prompt, cache)
+            first, soon = recorder.peak, new - 2
         # All but the last token at once, of which only the keys and values are looked at.
-        cache = DynamicCache(config=base.config)
-        forward(prompts * n, prompt + new - 1, cache)
+        if soon > 0:
+            forward(prompts * n, soon, cache)
         # A cache has places for all layers of the config, of which only the first are run here.
         states = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
         held = sum(one.untyped_storage().nbytes() for one in states if one is not None)

@@ -1,6 +1,5 @@
 """Sampling completions from a model."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
@@ -9,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
-    Cache,
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -18,10 +15,10 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.cache_utils import DynamicLayer
 
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.objective import check_parameter, parameter
+from prefopt.rollouts.cache import with_cache
 
 STAGE = 16
 """Tokens between two looks at which rows have ended; they are cheap, but each copies the cache of those that go on."""
@@ -159,7 +156,7 @@ class TransformersGenerator:
         config = self._config(model, settings, width)
         processors = []
         if mixture is None:
-            inputs = _with_cache(model, inputs, settings.n, room=config.max_new_tokens)
+            inputs = with_cache(model, inputs, settings.n, room=config.max_new_tokens)
             config.num_return_sequences = 1
         else:
             processors = [_Mixer(mixture, inputs["attention_mask"].repeat_interleave(settings.n, dim=0))]
@@ -304,71 +301,3 @@ class _Mixer(LogitsProcessor):
         new = input_ids.shape[1] - self.attention_mask.shape[1]
         mask = torch.nn.functional.pad(self.attention_mask, (0, new), value=1)
         return torch.lerp(scores, self.mixture.reference(input_ids, mask).to(scores.dtype), self.mixture.weight)
-
-
-class _Room(DynamicLayer):
-    """Keys and values of a layer, with room for those to come: each is written once, where transformers' own layer
-    copies all that came before for every token.
-
-    Args:
-        keys, values: of the tokens so far, [R, heads, T, d].
-        room: how many more there will be at the most.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self._whole = [torch.nn.functional.pad(each, (0, 0, 0, room)) for each in (keys, values)]
-        self.keys, self.values = (whole[:, :, : keys.shape[2]] for whole in self._whole)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Take in the next ones; all so far."""
-        start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        for whole, new in zip(self._whole, (key_states, value_states), strict=True):
-            whole[:, :, start:end] = new
-        self.keys, self.values = (whole[:, :, :end] for whole in self._whole)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some of the rows."""
-        self._whole = [whole[indices] for whole in self._whole]
-        self.keys, self.values = (whole[:, :, : self.keys.shape[2]] for whole in self._whole)
-
-
-def _with_cache(model: nn.Module, inputs: dict[str, Tensor], n: int, room: int) -> dict[str, Any]:
-    """The inputs of ``generate`` for n samples of each prompt, with all but its last token in the cache.
-
-    Args:
-        model: reads the prompts.
-        inputs: of the prompts.
-        n: samples of each.
-        room: tokens that will be sampled at the most.
-    """
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    repeated = {"input_ids": ids.repeat_interleave(n, dim=0), "attention_mask": mask.repeat_interleave(n, dim=0)}
-    if ids.shape[1] < 2 or not _plain_cache(model):
-        return repeated
-    # Rows padded on the left so far that nothing of them is seen here get positions 0, which nothing attends to.
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # Nothing is drawn at these positions; logits of all of them would take more memory than the cache.
-    fewest = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(base).forward).parameters else {}
-    model(
-        input_ids=ids[:, :-1],
-        attention_mask=mask[:, :-1],
-        position_ids=positions[:, :-1],
-        past_key_values=cache,
-        use_cache=True,
-        **fewest,
-    )
-    cache.batch_repeat_interleave(n)
-    layers = [_Room(layer.keys, layer.values, room) for layer in cache.layers]
-    return {**repeated, "past_key_values": Cache(layers=layers)}
-
-
-def _plain_cache(model: nn.Module) -> bool:
-    """Whether the model keeps keys and values of every position, nothing else (no recurrent state, no window)."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    return set(kinds) <= {"full_attention"} and getattr(config, "sliding_window", None) is None

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 import prefopt
 from prefopt.catalogue.online import online_algorithms
 from prefopt.errors import UsageError
-from prefopt.rollouts import GenerationSettings, Sample, TransformersGenerator, generator
+from prefopt.rollouts import GenerationSettings, Sample, TransformersGenerator, cache, generator
 from prefopt.scoring import share_prompts
 
 ONLINE = sorted(online_algorithms())
@@ -138,7 +138,7 @@ def test_a_prompt_read_once_for_n_samples_gives_the_samples_of_the_plain_way(
     found = []
     for plain in (False, True):
         if plain:
-            monkeypatch.setattr(generator, "_plain_cache", lambda model: False)
+            monkeypatch.setattr(cache, "keeps_all", lambda model: False)
         torch.manual_seed(4)
         found.append(TransformersGenerator(tiny.tokenizer()).generate(tiny.model(), prompts, settings))
     for cached, other in zip(*found, strict=True):
