@@ -33,7 +33,8 @@ from prefopt.rollouts import (
     TransformersGenerator,
     make_reward,
 )
-from prefopt.rollouts.reward_model import RewardModel
+from prefopt.rollouts.calling import RewardFunction
+from prefopt.rollouts.reward_names import load_reward
 from prefopt.rollouts.shared_reward import SharedRewardModel, shares_base
 from prefopt.scoring import Layout, pad_tokens, score_values
 from prefopt.steps import labels_of
@@ -97,12 +98,12 @@ class OnlineRun:
         return self.algorithm.objective + self.algorithm.critic.vf_coef * self.value
 
     @staticmethod
-    def _reward_model(policy: nn.Module, name: str, trust_remote_code: bool) -> RewardModel:
+    def _reward_model(policy: nn.Module, name: str, trust_remote_code: bool) -> RewardFunction:
         """A reward model by name; one that is an adapter on the policy's base shares that base."""
         if shares_base(policy, name):
             say(f"reward {name}: its adapter sits on the policy's own base.")
             return SharedRewardModel(policy, name)
-        return RewardModel.load(name, trust_remote_code=trust_remote_code)
+        return load_reward(name, trust_remote_code=trust_remote_code)
 
     # ---- rollouts ----------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from prefopt.models import ModelSettings, load_policy, load_tokenizer
 from prefopt.models.export import RUN_FILE
 from prefopt.rollouts import GenerationSettings, Reward, make_reward
 from prefopt.rollouts.reward_model import RewardModel, is_reward_model
+from prefopt.rollouts.reward_names import load_reward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +130,7 @@ def _evaluate_policy(given: Evaluation) -> Path:
 
 
 def _reward(given: Evaluation) -> Reward:
-    return make_reward(
-        given.reward, load=lambda name: RewardModel.load(name, trust_remote_code=given.trust_remote_code)
-    )
+    return make_reward(given.reward, load=lambda name: load_reward(name, trust_remote_code=given.trust_remote_code))
 
 
 def _load(name: str, trust_remote_code: bool) -> nn.Module:

@@ -124,7 +124,7 @@ def _give_head(model: PreTrainedModel, *, fresh: bool) -> None:
     if not isinstance(old, nn.Linear) or old.out_features != 1:
         raise ModelError(
             f"{type(model).__name__} has no head {HEAD!r} with one output that reads the last token: reward models are "
-            "made of decoders, such as Llama, Mistral, Qwen, Gemma, Phi or GPT-2."
+            "made of decoders, such as Llama, Mistral, Qwen, Gemma, Phi or GPT-2; an encoder can be given as `reward`."
         )
     weight = next(model.base_model.parameters())
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32

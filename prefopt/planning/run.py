@@ -27,6 +27,7 @@ from prefopt.planning.layout import Segments
 from prefopt.planning.origin import Origin, origin_of
 from prefopt.reference_cache import TOKENS
 from prefopt.rollouts import GenerationSettings, make_reward
+from prefopt.rollouts.encoder_reward import is_encoder
 from prefopt.rollouts.source import dealt
 
 DEVICES = ("cuda", "cpu")
@@ -173,6 +174,11 @@ class Run:
         names: list[str] = []
 
         def load(name: str) -> Any:
+            if is_encoder(name, trust_remote_code=self.trust_remote_code):
+                raise UsageError(
+                    f"the reward model {name} is an encoder, whose passes cannot be planned: plan without it, and add "
+                    "the size of its weights."
+                )
             names.append(name)
             return lambda prompts, completions: [0.0] * len(completions)
 

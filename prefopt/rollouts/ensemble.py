@@ -29,7 +29,7 @@ class Ensemble:
             other ensembles.
         how: see above.
         k: standard deviations that are subtracted, at least 0; 1 by default, for ``"mean_minus_std"`` only.
-        load: makes a reward function of the name of a reward model; default `RewardModel.load`.
+        load: makes a reward function of the name of a reward model; default `load_reward`.
 
     Attributes:
         members: the members by name.

@@ -106,7 +106,7 @@ class RewardModel:
         self.model.eval()
         scores = [0.0] * len(rows)
         try:
-            for numbers in _batches([len(row) for row in rows]):
+            for numbers in batches_of([len(row) for row in rows]):
                 for number, value in zip(numbers, self._forward([rows[i] for i in numbers]), strict=True):
                     scores[number] = value
         finally:
@@ -164,7 +164,7 @@ def _record(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
+def batches_of(lengths: Sequence[int]) -> list[list[int]]:
     """Places of rows, the longest first, within the limits of a forward pass."""
     batches: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

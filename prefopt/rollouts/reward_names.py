@@ -21,7 +21,7 @@ def named_reward(text: str, *, load: LoadModel | None = None) -> tuple[str, Rewa
 
     Args:
         text: ``FILE.py:NAME``, ``module:NAME``, ``built_in(key=value)``, a folder, or a hub id ``OWNER/NAME``.
-        load: makes a reward function of the name of a reward model; default `RewardModel.load`.
+        load: makes a reward function of the name of a reward model; default `load_reward`.
 
     Raises:
         UsageError: it is none of these, or what it names cannot be had.
@@ -74,7 +74,18 @@ def _function(text: str) -> RewardFunction:
     return function
 
 
-def _model(name: str, load: LoadModel | None) -> tuple[str, RewardFunction]:
+def load_reward(name: str | Path, *, trust_remote_code: bool = False) -> RewardFunction:
+    """The reward model in a folder or on the hub, a decoder's or an encoder's.
+
+    Raises:
+        ModelError: no such model, or one that gives no reward.
+    """
+    from prefopt.rollouts.encoder_reward import EncoderRewardModel, is_encoder
     from prefopt.rollouts.reward_model import RewardModel
 
-    return Path(name).name, (load or RewardModel.load)(name)
+    kind = EncoderRewardModel if is_encoder(name, trust_remote_code=trust_remote_code) else RewardModel
+    return kind.load(name, trust_remote_code=trust_remote_code)
+
+
+def _model(name: str, load: LoadModel | None) -> tuple[str, RewardFunction]:
+    return Path(name).name, (load or load_reward)(name)

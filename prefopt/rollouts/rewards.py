@@ -69,7 +69,7 @@ def make_reward(reward: Any, *, load: LoadModel | None = None) -> Reward:
 
             Its weight is 1, or as in ``(reward, 0.5)``, ``"0.5*NAME"`` or ``{"reward": NAME, "weight": 0.5}``; the
             last form's ``weight`` also goes with ``ensemble`` and ``judge``. Weights that are nested multiply.
-        load: makes a reward function of the name of a reward model; default `RewardModel.load`.
+        load: makes a reward function of the name of a reward model; default `load_reward`.
 
     Raises:
         UsageError: it is none of these, in one line with the nearest name.

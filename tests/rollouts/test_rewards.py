@@ -2,14 +2,14 @@
 
 import functools
 import math
-import sys
-import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from prefopt.config import RunConfig, parse_rewards, read_yaml
 from prefopt.errors import UsageError
+from prefopt.rollouts import reward_names
 from prefopt.rollouts.calling import ROLLOUT_COLUMNS, join_columns
 from prefopt.rollouts.ensemble import Ensemble
 from prefopt.rollouts.penalties import BUILT_IN, LengthPenalty
@@ -48,21 +48,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> list:
-    """Stands in for the module that loads reward models; lists what was asked of it."""
+    """Stands in for what loads reward models; lists what was asked of it."""
     asked: list = []
 
-    class RewardModel:
-        @classmethod
-        def load(cls, name: str, *, trust_remote_code: bool = False) -> "RewardModel":
-            asked.append((name, trust_remote_code))
-            return cls()
+    def load_reward(name: str, *, trust_remote_code: bool = False) -> Callable:
+        asked.append((name, trust_remote_code))
+        return lambda prompts, completions, *, ended, **columns: [float(end) for end in ended]
 
-        def __call__(self, prompts: list, completions: list, *, ended: list, **columns: list) -> list[float]:
-            return [float(end) for end in ended]
-
-    module = types.ModuleType("prefopt.rollouts.reward_model")
-    module.RewardModel = RewardModel
-    monkeypatch.setitem(sys.modules, "prefopt.rollouts.reward_model", module)
+    monkeypatch.setattr(reward_names, "load_reward", load_reward)
     return asked
 
 
