@@ -41,7 +41,8 @@ def algorithms() -> None:
 
     from prefopt.catalogue import listing
 
-    for line in listing(shutil.get_terminal_size().columns):
+    # Titles are cut to the terminal's width; in a pipe or a file they are whole.
+    for line in listing(shutil.get_terminal_size(fallback=(1000, 24)).columns):
         print(line)
 
 
