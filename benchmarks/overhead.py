@@ -1,12 +1,13 @@
 """What the trainer costs beyond the step itself: its whole loop, against a bare PyTorch loop on the same step.
 
-    python benchmarks/overhead.py          # about 4 minutes on two CPU cores
+    python benchmarks/overhead.py          # about 5 minutes on one CPU core
 
 Both loops take the same batches through the same scoring (`prefopt.steps.StepScorer`), objective, clipping and AdamW;
 the bare one has nothing else, the trainer has everything that `prefopt train dpo` has by default (preparing, metrics,
 schedule, callbacks), and logs every step. Their steps alternate inside one run of the trainer: a trainer's step is all
-of the time between two of the bare loop's. Two numbers come out: the fastest step of each against the other's, and the
-median of what each step of the trainer took more than the bare one right after it, with a 95 % interval.
+of the time between two of the bare loop's. Time is that of the processor on one thread, which does not count what other
+programs take. Two numbers come out: the fastest step of each against the other's, and the median of what each step of
+the trainer took more than the bare one right after it, with a 95 % interval.
 
 Results go to ``benchmarks/results/overhead.json``.
 """
@@ -87,11 +88,11 @@ class Alternate(TrainerCallback):
         self.began = float("-inf")
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        ended = time.perf_counter()
+        ended = time.process_time()
         self.seconds["trainer"].append(ended - self.began)
         self.bare.step()
         # What follows in the trainer, its logging for one, belongs to its next step.
-        self.began = time.perf_counter()
+        self.began = time.process_time()
         self.seconds["bare"].append(self.began - ended)
 
 
@@ -149,6 +150,7 @@ def main() -> None:
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     table = [measured(case, CASES[case], chosen.rounds) for case in chosen.cases]
     for row in table:
         print(
