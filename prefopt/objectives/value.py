@@ -37,7 +37,7 @@ class Value(Objective[Rollouts]):
 
     def terms(self, batch: Rollouts, state: State) -> Mapping[str, Term]:
         values, old, returns = (torch.where(batch.tokens.mask, x, 0.0) for x in self._columns(batch))
-        near = old + (values - old).clamp(-self.epsilon_value, self.epsilon_value)
+        near = values.clamp(old - self.epsilon_value, old + self.epsilon_value)
         worse = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
         return {"value": Term(0.5 * batch.tokens.sum(worse), per="token")}
 
