@@ -48,6 +48,8 @@ NOISE = 1e-17
 SMALL = 1e-3
 UNITS = 4
 """Of the last place of the largest derivative of an example: what is left where two of that size cancel."""
+LARGEST = 1e4
+"""Log-probs are drawn up to here."""
 JUMP = 1e-9
 
 
@@ -286,11 +288,11 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def _floor(batch: Batch, dtype: torch.dtype) -> float:
-    """A scale below which no precision is asked for: subnormal numbers, and for lists the last digit of the
-    log-sum-exp over a group, whose tail is lost where one response holds all of the mass."""
+    """A scale below which no precision is asked for: subnormal numbers times the largest log-prob, and for lists the
+    last digit of the log-sum-exp over a group, whose tail is lost where one response holds all of the mass."""
     if isinstance(batch, Ranked):
         return 1e-3
-    return torch.finfo(dtype).tiny / TOLERANCE[dtype]
+    return LARGEST * torch.finfo(dtype).tiny / TOLERANCE[dtype]
 
 
 def check_gradient(reference: Reference, one: Trial, dtype: torch.dtype = torch.float64) -> Outcome:
