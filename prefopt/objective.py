@@ -313,7 +313,10 @@ def log1mexp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 def masked_logsumexp(values: Float[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
     """log Σ exp(values) over the last dimension where ``mask`` holds, which must be somewhere in every row."""
-    return torch.where(mask, values, -torch.inf).logsumexp(dim=-1)
+    values = torch.where(mask, values, -torch.inf)
+    # Relative to the largest: the gradient's weights are exp(value − sum), and a sum of thousands has few digits.
+    largest = values.detach().amax(dim=-1, keepdim=True)
+    return (values - largest).logsumexp(dim=-1) + largest.squeeze(-1)
 
 
 def grouped_log_softmax(values: Float[Tensor, " n"], same: Bool[Tensor, " n n"]) -> Float[Tensor, " n"]:
