@@ -141,7 +141,8 @@ def drawn(name: str) -> list[Trial]:
     if issubclass(cls, PolicyGradient):  # its KL has branches for the sake of digits, which few settings reach
         settings = {"beta": 0.5, "kl": "k3", "kl_ratio": True}
         found += [trial(Seeded(seed), cls, settings, regime="extreme", rows=1, longest=6) for seed in range(300)]
-    if cls.needs.batch is Ranked and "scores" in cls.needs.labels and not cls.needs.tokens:
+    needs = cls.needs
+    if needs.batch is Ranked and "scores" in needs.labels and not (needs.tokens or needs.rewards):
         found.append(Trial(cls(), NEARLY_EQUAL))
     if name == "exo":
         found.append(Trial(cls(beta=0.03, beta_reward=0.03), HARD_TARGET))
@@ -200,7 +201,7 @@ def survivors(name: str) -> Iterator[tuple[str, str | None]]:
         AssertionError: the checks tell the loss from itself.
     """
     expected, cls = expectations(name), REGISTRY[name].cls
-    assert not told(unchanged(cls), expected), f"the checks fail {name} itself: what they kill says nothing"
+    assert not killed(unchanged(cls), expected), f"the checks fail {name} itself: what they kill says nothing"
     for mutant in mutants(cls):
         if stillborn(mutant, expected):
             continue

@@ -93,7 +93,8 @@ def row(name: str) -> Row:
     objectives.load()
     began = time.perf_counter()
     found = _row(name)
-    print(f"{name}: {found[1]}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    lines = "\n    ".join([f"{name}: {found[1]}, {time.perf_counter() - began:.0f} s", *found[2]])
+    print(lines, file=sys.stderr, flush=True)
     return found
 
 
