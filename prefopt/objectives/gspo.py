@@ -36,8 +36,7 @@ class GSPO(PolicyGradient):
     def terms(self, batch: Rollouts, state: State) -> Mapping[str, Term]:
         ratio, advantages = self.sequence_ratio(batch), batch.averaged(self.advantages(batch))
         surrogate = clipped(ratio, advantages, self.epsilon_low, self.epsilon_high)
-        penalty = self.penalty(batch)
-        return {"policy": Term(surrogate if self.beta == 0 else surrogate + batch.averaged(penalty))}
+        return {"policy": Term(surrogate + batch.averaged(self.penalty(batch)))}
 
     def sequence_ratio(self, batch: Rollouts) -> Float[Tensor, " n"]:
         """s_i, the geometric mean of the tokens' ratios."""

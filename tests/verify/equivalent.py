@@ -95,9 +95,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "`keyed_uniform(ids[:, None], draw, side, place).masked_fill(~tokens.mask, 3.0)`": SENTINEL,
         "positions: `(size[:, None] - 1).clamp(min=0)` becomes `size[:, None] - 1`": EMPTY,
     },
-    "gspo": POLICY_GRADIENT,
     "mpo": {"self.terms: `part.weight * term.weight` becomes `part.weight / term.weight`": ALONE},
-    **{name: {**POLICY_GRADIENT, **APART} for name in ("ppo", "grpo", "dr_grpo", "dapo")},
+    **{name: {**POLICY_GRADIENT, **APART} for name in ("ppo", "grpo", "dr_grpo", "dapo", "gspo")},
     **{name: {**POLICY_GRADIENT, **APART, **LOG_PROBS} for name in ("cispo", "reinforce")},
     "reward_kwise": {
         "self.terms: `Term(-logsigmoid(reward[better] - reward[worse]) / stated[better], 'group')` becomes "
