@@ -93,10 +93,10 @@ class PolicyGradient(Objective[Rollouts]):
         """A at every token; 0 outside the mask."""
         return _inside(batch, batch.advantages)
 
-    def penalty(self, batch: Rollouts) -> Float[Tensor, " n t"] | float:
+    def penalty(self, batch: Rollouts) -> Float[Tensor, " n t"]:
         """β · KL estimate at every token; 0 where β is."""
-        if self.beta == 0:
-            return 0.0
+        if self.beta == 0:  # then there may be no reference
+            return torch.zeros_like(batch.tokens.logps)
         return self.beta * self.estimate(batch)
 
     def estimate(self, batch: Rollouts) -> Float[Tensor, " n t"]:

@@ -153,10 +153,8 @@ def test_rejection_sampling_takes_a_python_reward(
 def test_algorithms_explain_and_check(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
     run(monkeypatch, "algorithms")
     listed = capsys.readouterr().out
-    assert "with Diverse Divergence Constraints\n" in listed, "titles are cut only on a terminal"
     for name in ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "rejection_sampling"):
         assert f"\n{name} " in listed
     run(monkeypatch, "explain", "kto")
