@@ -67,6 +67,8 @@ def main(folder: Path) -> None:
         }
     results["refusal"] = refusal(state.process_index)
     (folder / f"rank-{state.process_index}.json").write_text(json.dumps(results))
+    # Threads of the group that are still there when a process ends abort it now and then.
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ def main(out: str) -> None:
         results[name] = {"losses": losses(run), "evaluation": kept, "log": log, "scored": scored.drain()}
     if PartialState().is_main_process:
         Path(out).write_text(json.dumps({"ranks": ranks, "results": results}))
+    # Threads of the group that are still there when a process ends abort it now and then.
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
