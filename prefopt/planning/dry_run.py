@@ -14,14 +14,14 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from transformers import DynamicCache, PretrainedConfig
+from transformers import PretrainedConfig
 
 from prefopt.catalogue.recipes import CHECKPOINTING
 from prefopt.models.adapters import is_adapter_model
 from prefopt.planning.layout import Segments
 from prefopt.planning.recorder import Recorder
+from prefopt.planning.sampling import sampled
 from prefopt.planning.skeleton import build, layers_of, materialise, period_of, weight_bytes
-from prefopt.rollouts.cache import keeps_all, widen
 from prefopt.scoring.attention import FlatAttention
 from prefopt.scoring.flat import Flat
 from prefopt.scoring.head import LinearHead, after_head, vocabulary_of
@@ -176,8 +176,9 @@ class DryRun:
         """
 
         def measure() -> tuple[int, ...]:
+            self.model.eval()
             with torch.no_grad(), self._recording() as recorder, self._autocast():
-                return self._sampling(recorder, prompts, n, prompt, new)
+                return sampled(self._base, recorder, prompts, n, prompt, new)
 
         first, cache, last = self._over_depth(("sampling", prompts, n, prompt, new), measure)
         # Of what the next token is drawn from: a copy, two of its log-probabilities, and their quotient by temperature.
@@ -292,39 +293,6 @@ class DryRun:
         reference = made._replace(values=made.values.detach()) if "kl" in head.statistics else None
         values = values_of(made, target, statistics=head.statistics, reference=reference)
         return values["kl" if "kl" in head.statistics else "logps"].sum()
-
-    def _sampling(self, recorder: Recorder, prompts: int, n: int, prompt: int, new: int) -> tuple[int, int, int]:
-        self.model.eval()
-        base = self._base
-
-        def forward(rows: int, tokens: int, cache: DynamicCache) -> None:
-            before = cache.get_seq_length()
-            base(
-                input_ids=torch.zeros(rows, tokens, dtype=torch.long),
-                attention_mask=torch.ones(rows, before + tokens, dtype=torch.long),
-                position_ids=torch.zeros(rows, tokens, dtype=torch.long),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-
-        cache = DynamicCache(config=base.config)
-        if keeps_all(base) and prompt > 1:
-            forward(prompts, prompt - 1, cache)
-            widen(cache, n, new)
-            first, soon = recorder.peak, new - 1
-        else:
-            forward(prompts * n, prompt, cache)
-            first, soon = recorder.peak, new - 2
-        # All but the last token at once, of which only the keys and values are looked at.
-        if soon > 0:
-            forward(prompts * n, soon, cache)
-        # A cache has places for all layers of the config, of which only the first are run here.
-        states = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
-        held = sum(one.untyped_storage().nbytes() for one in states if one is not None)
-        recorder.restart()
-        forward(prompts * n, 1, cache)
-        return first, held, recorder.peak
 
     # ---- tools -------------------------------------------------------------------------------------------------------
 

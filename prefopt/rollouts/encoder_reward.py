@@ -9,10 +9,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from prefopt.errors import ModelError, UsageError
+from prefopt.errors import ModelError
 from prefopt.models import is_classifier
 from prefopt.models.reward_head import check_labels
-from prefopt.rollouts.reward_model import batches_of
+from prefopt.rollouts.reward_model import batches_of, check_length, check_numbers
 
 
 class EncoderRewardModel:
@@ -62,16 +62,11 @@ class EncoderRewardModel:
         Raises:
             UsageError: as many prompts as completions are not given, or one is too long.
         """
-        if len(prompts) != len(completions):
-            raise UsageError(f"a reward model got {len(prompts)} prompts for {len(completions)} completions.")
+        check_numbers(prompts, completions)
         rows = self.tokenizer([_text(prompt) for prompt in prompts], list(completions))
         lengths = [len(ids) for ids in rows["input_ids"]]
         for number, length in enumerate(lengths):
-            if length > self.context:
-                raise UsageError(
-                    f"completion {number} with its prompt has {length} tokens, and the reward model's context is "
-                    f"{self.context}: leave out longer prompts (data.max_length), or lower generation.max_new_tokens."
-                )
+            check_length(number, length, self.context)
         scores = [0.0] * len(lengths)
         for numbers in batches_of(lengths):
             chosen = {name: [values[i] for i in numbers] for name, values in rows.items()}

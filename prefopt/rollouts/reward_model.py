@@ -92,8 +92,7 @@ class RewardModel:
         Raises:
             UsageError: as many prompts as completions are not given, or one cannot be encoded or is too long.
         """
-        if len(prompts) != len(completions):
-            raise UsageError(f"a reward model got {len(prompts)} prompts for {len(completions)} completions.")
+        check_numbers(prompts, completions)
         ended = [True] * len(completions) if ended is None else ended
         tools = columns.get("tools") or [None] * len(completions)
         given = zip(prompts, completions, ended, tools, strict=True)
@@ -120,11 +119,7 @@ class RewardModel:
             raise UsageError(f"completion {number} cannot be scored: a row {drop.reason}.") from drop
         # It was closed by an end token, which one that was cut off does not have.
         row = np.concatenate([head, ids if ended else ids[:-1]])
-        if self.context is not None and len(row) > self.context:
-            raise UsageError(
-                f"completion {number} with its prompt has {len(row)} tokens, and the reward model's context is "
-                f"{self.context}: leave out longer prompts (data.max_length), or lower generation.max_new_tokens."
-            )
+        check_length(number, len(row), self.context)
         return row
 
     def _forward(self, rows: Sequence[np.ndarray]) -> list[float]:
@@ -162,6 +157,29 @@ def is_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> boo
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def check_numbers(prompts: Sequence[Any], completions: Sequence[str]) -> None:
+    """Refuse prompts and completions that do not belong together.
+
+    Raises:
+        UsageError: their numbers differ.
+    """
+    if len(prompts) != len(completions):
+        raise UsageError(f"a reward model got {len(prompts)} prompts for {len(completions)} completions.")
+
+
+def check_length(number: int, length: int, context: int | None) -> None:
+    """Refuse a row of more tokens than a reward model reads, if it has a limit.
+
+    Raises:
+        UsageError: completion ``number`` is too long.
+    """
+    if context is not None and length > context:
+        raise UsageError(
+            f"completion {number} with its prompt has {length} tokens, and the reward model's context is {context}: "
+            "leave out longer prompts (data.max_length), or lower generation.max_new_tokens."
+        )
 
 
 def batches_of(lengths: Sequence[int]) -> list[list[int]]:
