@@ -100,6 +100,15 @@ def test_the_value_loss_of_verl(entry):
     case.check(loss, "grad_values")
 
 
+def test_a_value_inside_its_bounds_stays_as_it_is():
+    """The old value plus the difference would lose what is small beside the old value."""
+    small = torch.tensor([[7.5e-54]], dtype=torch.float64)
+    columns = {"values": small, "old_values": torch.full_like(small, 0.25), "returns": small}
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    objective = get_objective("value", epsilon_value=0.4)
+    assert objective(rollouts(torch.zeros_like(small), mask, **columns)).mean() == 0
+
+
 @pytest.mark.parametrize("entry", of_rollouts("ppo", "whole minibatch loss (GAE, whitening, policy, value)"))
 def test_the_whole_minibatch_loss_of_openai(entry):
     h, case = entry["hyperparameters"], Published(entry)

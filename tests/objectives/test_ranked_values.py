@@ -12,6 +12,7 @@ from references import reference
 
 from prefopt.batches import Completions, Demonstrations, Pairs, Ranked, TokenLogps
 from prefopt.errors import UsageError
+from prefopt.objective import masked_logsumexp
 from prefopt.objectives import get_objective
 
 SETTINGS = {
@@ -316,3 +317,12 @@ def test_scores_are_asked_for():
 def test_metrics_compare_all_pairs():
     metrics = get_objective("dpo_pl")(flat()).metrics
     assert metrics["rewards/accuracies"].shape == (3 + 1 + 5,)
+
+
+def test_log_sum_exp_of_thousands_keeps_the_digits_of_its_gradient():
+    """Three alike and one that does not count, in float32, where a sum near 2,500 has four digits behind the point."""
+    values = torch.tensor([[-2500.0, -2500.0, -2500.0, 7.0]], requires_grad=True)
+    total = masked_logsumexp(values, torch.tensor([[True, True, True, False]]))
+    assert total.item() == pytest.approx(-2500 + math.log(3), rel=1e-7)
+    total.sum().backward()
+    torch.testing.assert_close(values.grad, torch.tensor([[1.0, 1.0, 1.0, 0.0]]) / 3, rtol=1e-6, atol=0)
