@@ -10,6 +10,7 @@ from helpers import Watch, losses, trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.data import load_rows, prepare_dataset
+from prefopt.loaders import step_loader
 
 trl = pytest.importorskip("trl", reason="TRL is an extra of the tests: pip install prefopt[compare]")
 
@@ -116,8 +117,8 @@ def run_prefopt(path: Path, rows: list[dict], tokenizer: Any) -> tuple[Any, list
         args=ARGS,
         callbacks=[watch],
     )
-    loader = run._loader
-    run._loader = lambda dataset, size, shuffle: loader(dataset, size, shuffle=False)
+    options = {"needs": run.objective.needs, "seed": 0, "shuffle": False}
+    run.get_train_dataloader = lambda: step_loader(run.train_dataset, run.args, run.args.train_batch_size, **options)
     prepare = run.get_batch_samples
 
     def record(*args: Any) -> Any:
