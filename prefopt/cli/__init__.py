@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 
+from prefopt.cli.processes import leave
 from prefopt.errors import PrefoptError
 
 
@@ -19,6 +20,10 @@ def main() -> None:
     except PrefoptError as error:
         print(f"prefopt: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as end:
+        if not end.code:  # where a process failed the others may never answer
+            leave()
+        raise
 
 
 __all__ = ["main"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -164,3 +165,14 @@ def test_algorithms_explain_and_check(
     assert "evidence   authors' code" in text
     run(monkeypatch, "check", "pairs.json", "--model", "model", "--algorithm", "dpo")
     assert "6 read, 6 kept" in capsys.readouterr().out
+
+
+def test_a_launcher_trains_on_two_processes(world: Path) -> None:
+    """The launcher fails when one of its processes does, in its work or at its end."""
+    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    command = "-m prefopt train dpo --model model --data pairs.json --out out"
+    launched = [*launcher.split(), "--dynamo_backend", "no", "--main_process_port", "0", *command.split(), *QUICK]
+    done = subprocess.run([sys.executable, *launched], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("saved to out") == 1
+    assert json.loads((world / "out" / "prefopt.json").read_text())["arguments"]["max_steps"] == 2

@@ -14,6 +14,7 @@ from accelerate import PartialState  # noqa: E402
 from online_runs import ADAPTER, PROMPTS, Spy, logs, online, weights, worth  # noqa: E402
 
 import prefopt  # noqa: E402
+from prefopt.cli.processes import leave  # noqa: E402
 from prefopt.errors import UsageError  # noqa: E402
 
 ALGORITHMS = {
@@ -67,9 +68,10 @@ def main(folder: Path) -> None:
         }
     results["refusal"] = refusal(state.process_index)
     (folder / f"rank-{state.process_index}.json").write_text(json.dumps(results))
-    # Threads of the group that are still there when a process ends abort it now and then.
-    state.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()
+    # One that is there when a process ends aborts it now and then.
+    assert not [name for name in Path("/proc/self/task").glob("*/comm") if "gloo" in name.read_text()]
