@@ -29,6 +29,9 @@ with the reference's log-probs made before the run, by both. For KTO a pair is t
   nor attention's own products. Both are credited with every prompt twice, whatever they computed: a library that runs
   it once is not held to have done less. For PPO: 2N each for sampling, reward, old log-probs, reference and values, and
   4N for policy and critic in each of the passes.
+* ``kernel_calls``, ``bucket_calls``: how often a layer of prefopt attended to shared prompts by torch's kernel for
+  ragged rows, and without it; ``not_shared``: why prompts were not shared, where they were not.
+* ``failed``: an error that is not one of memory. The command goes on, and ends with exit status 1.
 * ``halved_to``: prefopt halves a micro-batch that runs out of memory and goes on; examples that it then took at once.
 * ``allocated_gib``, ``reserved_gib``: peaks of torch's allocator over the whole run. The CUDA context is not in them.
 * ``context`` and ``checks`` let torch have what `prefopt plan` thinks a card of that size has left for it, by
@@ -47,12 +50,16 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 # Adapters look for the config of a base that is nowhere.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -65,10 +72,12 @@ import torch
 import transformers
 from contestants import BETA, Case
 from lengths import pairs_of
+from peft import get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.utils import is_flash_attn_2_available
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -82,6 +91,8 @@ from prefopt.models.load import ModelSettings
 from prefopt.planning import skeleton
 from prefopt.planning.plan import CARDS, RESERVE
 from prefopt.portions import ran_out_of_memory
+from prefopt.scoring import why_not_shared
+from prefopt.scoring.attention import FlatAttention
 
 HERE = Path(__file__).parent
 GIB = 2**30
@@ -333,6 +344,13 @@ def trl_trainer(setting: Setting, rows: list[dict], longest: int, folder: str, c
     if setting.objective == "kto":
         # Its neighbours in a batch give a row its mismatched completion.
         own["per_device_train_batch_size"] *= 2
+    model, lora = random_base(setting), ModelSettings(adapter=setting.adapter, lora=RANK).lora_config()
+    if is_flash_attn_2_available():
+        model.set_attn_implementation("flash_attention_2")
+    peft: dict[str, Any] = {"peft_config": lora}
+    if setting.objective in ("orpo", "simpo"):
+        # Given a config these two would go through peft's preparation for 4 bit, which makes activations float32.
+        model, peft = get_peft_model(model, lora), {}
     kinds = {
         "dpo": (DPOConfig, DPOTrainer, {}),
         "kto": (KTOConfig, KTOTrainer, {}),
@@ -341,12 +359,12 @@ def trl_trainer(setting: Setting, rows: list[dict], longest: int, folder: str, c
     }
     config, trainer, further = kinds[setting.objective]
     return trainer(
-        random_base(setting),
+        model,
         args=config(**own, **further),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer_of(setting.size),
-        peft_config=ModelSettings(adapter=setting.adapter, lora=RANK).lora_config(),
         callbacks=[clock],
+        **peft,
     )
 
 
@@ -395,8 +413,12 @@ def train(library: str, setting: Setting, lengths: Sequence[Lengths]) -> dict[st
         trainer = make(setting, rows, longest, folder, clock)
         trainer.remove_callback(transformers.PrinterCallback)
         if setting.device == "cuda":
+            # What making the model needed is no part of what is reserved.
+            gc.collect()
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        trainer.train()
+        with attention_calls() as calls:
+            trainer.train()
     epoch = len(clock.ends) // 2
     seconds = clock.ends[-1] - clock.ends[epoch - 1]
     if setting.objective == "ppo":
@@ -413,9 +435,29 @@ def train(library: str, setting: Setting, lengths: Sequence[Lengths]) -> dict[st
         "tokens_per_s": tokens / seconds,
         "useful_tflops": weights_a_token * matrix_weights(setting.size) * tokens / seconds / 1e12,
     }
-    if library == "prefopt" and trainer._learned.most is not None:
-        made["halved_to"] = trainer._learned.most
+    if library == "prefopt":
+        made |= {"kernel_calls": calls["by_kernel"], "bucket_calls": calls["by_bucket"]}
+        if why := why_not_shared(trainer.policy):
+            made["not_shared"] = why
+        if trainer._learned.most is not None:
+            made["halved_to"] = trainer._learned.most
     return made | peaks(setting.device)
+
+
+@contextmanager
+def attention_calls() -> Iterator[Counter[str]]:
+    """How often layers attended to flat sequences, by torch's kernel for ragged rows and without it."""
+    calls: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for name in ("by_kernel", "by_bucket"):
+            own = getattr(FlatAttention, name)
+
+            def counted(*args: Any, own: Any = own, name: str = name, **options: Any) -> torch.Tensor:
+                calls[name] += 1
+                return own(*args, **options)
+
+            stack.enter_context(patch.object(FlatAttention, name, counted))
+        yield calls
 
 
 def peaks(device: str) -> dict[str, float]:
@@ -428,26 +470,32 @@ def peaks(device: str) -> dict[str, float]:
 
 
 def attempt(library: str, setting: Setting, lengths: Sequence[Lengths]) -> dict[str, Any]:
-    """The same; where memory does not suffice, that."""
+    """The same; where memory does not suffice, that; and any other error, so that what comes after it is measured."""
     try:
         return train(library, setting, lengths)
     except Exception as error:
-        if not (ran_out_of_memory(error) or isinstance(error, OutOfMemory)):
-            raise
+        if ran_out_of_memory(error) or isinstance(error, OutOfMemory):
+            return {"out_of_memory": True}
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}"[:300]}
     finally:
         # Trainers are full of cycles, and an error holds the frames that hold a model.
         gc.collect()
         if setting.device == "cuda":
             torch.cuda.empty_cache()
-    return {"out_of_memory": True}
 
 
 def libraries_for(objective: str) -> tuple[str, ...]:
     return LIBRARIES if objective != "ppo" else ("prefopt",)
 
 
-def alternating(setting: Setting, lengths: Sequence[Lengths], rounds: int) -> dict[str, dict[str, Any]]:
-    """The fastest round of each library, and the largest peaks."""
+def alternating(
+    setting: Setting,
+    lengths: Sequence[Lengths],
+    rounds: int,
+    keep: Callable[[str, dict[str, Any]], None] = lambda library, row: None,
+) -> dict[str, dict[str, Any]]:
+    """The fastest round of each library, and the largest peaks; ``keep`` gets them after every run."""
     best: dict[str, dict[str, Any]] = {}
     for _ in range(rounds):
         for library in libraries_for(setting.objective):
@@ -456,6 +504,7 @@ def alternating(setting: Setting, lengths: Sequence[Lengths], rounds: int) -> di
                 one, before = before, one
             higher = {key: max(one[key], (before or one).get(key, 0)) for key in one if key.endswith("_gib")}
             best[library] = one | higher
+            keep(library, best[library])
     return best
 
 
@@ -471,11 +520,14 @@ class Results:
         if before and any(before[key] != value for key, value in about.items()):
             sys.exit(f"{out} has results of other hardware or versions: give another file (--out), or move it away.")
         self.rows: dict[str, dict[str, Any]] = before.get("rows", {})
+        self.failed: set[str] = set()
 
     def add(self, name: str, row: dict[str, Any]) -> None:
         if self.peak and "useful_tflops" in row:
             row["mfu"] = row["useful_tflops"] / self.peak
         self.rows[name] = row | {"commit": record.commit()}
+        if "failed" in row:
+            self.failed.add(name)
         shown = {key: value for key, value in row.items() if isinstance(value, (bool, int, float))}
         print(f"{name:64}" + "  ".join(f"{key} {value:.4g}" for key, value in shown.items()), flush=True)
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -503,9 +555,12 @@ def best_of(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def measure(results: Results, group: str, setting: Setting, lengths: Sequence[Lengths], rounds: int) -> None:
     """One setting of both libraries, as rows of a group."""
-    for library, row in alternating(setting, lengths, rounds).items():
+
+    def keep(library: str, row: dict[str, Any]) -> None:
         name = f"{group} batch={setting.batch} checkpointing={'on' if setting.checkpointing else 'off'} {library}"
         results.add(name, {"group": group, "library": library, **asdict(setting), **row})
+
+    alternating(setting, lengths, rounds, keep)
 
 
 def largest(fits: Callable[[int], bool], low: int, high: int, grain: int) -> int:
@@ -552,14 +607,15 @@ def longest_context(results: Results, library: str, setting: Setting, gib: int, 
 
     def fits(row: int) -> bool:
         found[row] = attempt(library, setting, share_of(0.5, row, 1))
-        return "out_of_memory" not in found[row]
+        return not {"out_of_memory", "failed"} & found[row].keys()
 
     try:
         context = largest(fits, grain, longest, grain)
     finally:
         unlimited(setting.device)
     row = about | {"context": context, "tried_up_to": longest, "limited": setting.device == "cuda"}
-    results.add(name, row | found.get(context, {}))
+    failed = next((tried for tried in found.values() if "failed" in tried), {})
+    results.add(name, row | found.get(context, {}) | failed)
 
 
 def check(results: Results, name: str, setting: Setting, lengths: Sequence[Lengths], gib: int) -> None:
@@ -574,7 +630,8 @@ def check(results: Results, name: str, setting: Setting, lengths: Sequence[Lengt
     finally:
         unlimited(setting.device)
     # On a CPU nothing stops a run that is too large, so it says nothing about a card.
-    fits = {"fits": "out_of_memory" not in row} if setting.device == "cuda" else {}
+    says = setting.device == "cuda" and "failed" not in row
+    fits = {"fits": "out_of_memory" not in row} if says else {}
     results.add(name, {**asdict(setting), "lengths": lengths[0], "cap_gib": gib, **fits, **row})
 
 
@@ -670,6 +727,8 @@ def main(given: Sequence[str] | None = None) -> None:
     for name, row in best_of(results.rows).items():
         if "ratio" in row:
             print(f"{name}: × {row['ratio']:.2f} tokens a second against TRL, each at its best")
+    if results.failed:
+        sys.exit("\n".join(["these failed:", *sorted(results.failed)]))
 
 
 if __name__ == "__main__":

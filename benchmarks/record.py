@@ -1,6 +1,7 @@
 """A result as a file: what was run, on what, with which versions and commit, and what came out."""
 
 import json
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -9,10 +10,15 @@ from typing import Any
 
 import torch
 
+import prefopt
+
 HERE = Path(__file__).parent
 
 
 def commit() -> str:
+    """Of this checkout; of a copy without its history, what the environment variable PREFOPT_COMMIT says."""
+    if given := os.environ.get("PREFOPT_COMMIT"):
+        return given
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout[:-1]
 
 
@@ -22,8 +28,9 @@ def about(*libraries: str) -> dict[str, Any]:
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         hardware |= {"device": torch.cuda.get_device_name(), "memory_gib": round(memory / 2**30, 1)}
-    packages = ("torch", "transformers", *libraries, "prefopt")
+    packages = ("torch", "transformers", *libraries)
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    versions["prefopt"] = prefopt.__version__
     return {"hardware": hardware, "versions": versions}
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +104,11 @@ class OnlineRun:
             return SharedRewardModel(policy, name)
         return load_reward(name, trust_remote_code=trust_remote_code)
 
+    def to(self, device: torch.device) -> None:
+        """Follow the policy to its device, in place: what sits beside it is none of its modules."""
+        if self.critic is not None:
+            self.critic.head.to(device)
+
     # ---- rollouts ----------------------------------------------------------------------------------------------
 
     def loaders(
@@ -146,7 +150,6 @@ class OnlineRun:
         batch: Mapping[str, Any],
         denominators: Mapping[str, float],
         accelerator: Accelerator,
-        context: Callable[[], AbstractContextManager],
     ) -> Mapping[str, Tensor]:
         """Forward and backward of a critic of its own; its metrics.
 
@@ -154,10 +157,12 @@ class OnlineRun:
         """
         critic = self.critic
         with critic.activated(policy) as body:
-            with context():
-                loss = self.value(self._valued(body, batch))
-                share = self.algorithm.critic.vf_coef * step_loss(loss, denominators, accelerator.num_processes)
-            accelerator.backward(share)
+            with accelerator.autocast():
+                valued = self._valued(body, batch)
+            loss = self.value(valued)
+            accelerator.backward(
+                self.algorithm.critic.vf_coef * step_loss(loss, denominators, accelerator.num_processes)
+            )
         return loss.metrics
 
     def average_critic(self, policy: nn.Module, accelerator: Accelerator) -> None:

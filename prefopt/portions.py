@@ -11,7 +11,9 @@ from prefopt.console import say
 from prefopt.data.collate import examples_in, part
 from prefopt.errors import OutOfMemory
 
-# What allocators say that do not raise torch.OutOfMemoryError.
+# What allocators say that do not raise torch.OutOfMemoryError, and what they raise: a kernel that cannot be loaded
+# any more, and memory of the machine that is kept for copies from a card.
+_ERRORS = (RuntimeError, torch.AcceleratorError)
 _SAID = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 Work = Callable[[Mapping[str, Any], int, int], None]
@@ -21,7 +23,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether this is what torch raises where a device, or the machine, has no memory left."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return type(error) is RuntimeError and any(text in str(error) for text in _SAID)
+    return type(error) in _ERRORS and any(text in str(error) for text in _SAID)
 
 
 class Portions:

@@ -26,6 +26,8 @@ NOISE = 4.0
 """A file may differ from log-probs of now by so many times what rows together differ from rows alone (rms) ..."""
 FLOOR = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 2e-4}
 """... or by so many nats per token, where that is less."""
+HALF = 5e-3
+"""The same under mixed precision: rows of one length may agree to the last bit, and others differ by roundings."""
 KEY = 16
 
 Score = Callable[[list[TokenizedExample]], list[np.ndarray]]
@@ -170,7 +172,8 @@ class ReferenceCache:
         together = np.concatenate(self.score([unique[key] for key in keys]))
         alone = np.concatenate([self.score([unique[key]])[0] for key in keys])
         kept = np.concatenate([values[key] for key in keys])
-        limit = NOISE * max(_rms(together - alone), FLOOR[together.dtype])
+        floor = FLOOR[together.dtype] if self.precision == "no" else HALF
+        limit = NOISE * max(_rms(together - alone), floor)
         gap = _rms(kept - together)
         if not gap <= limit:
             raise UsageError(

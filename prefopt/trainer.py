@@ -18,6 +18,7 @@ from prefopt import __version__
 from prefopt.arguments import training_arguments
 from prefopt.assembly import brings_adapter, check_assembly, check_batches, prepare_data
 from prefopt.catalogue import Algorithm, get_algorithm
+from prefopt.catalogue.recipes import CHECKPOINTING
 from prefopt.console import say
 from prefopt.data import DataSettings, TokenizedDataset, collate, prepare_dataset, read_ahead
 from prefopt.errors import UsageError
@@ -190,6 +191,7 @@ class Trainer(transformers.Trainer):
         for watch in (one for one in self.callback_handler.callbacks if isinstance(one, Watch)):
             watch.attach(self._held_out_accuracy)
         if self.online is not None:
+            self.online.to(self.args.device)
             self.loaders = self.online.loaders(
                 lambda: self.policy,
                 args,
@@ -223,7 +225,7 @@ class Trainer(transformers.Trainer):
             return f"{self.algorithm.name} compares its examples"
         if self.args.world_size > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return "all processes go through the same passes together"
-        if self.args.activation_checkpointing and (self.args.activation_checkpointing_kwargs or {}).get(
+        if getattr(self.args, CHECKPOINTING) and (getattr(self.args, f"{CHECKPOINTING}_kwargs") or {}).get(
             "use_reentrant"
         ):
             return "reentrant checkpointing adds gradients up piece by piece"
@@ -267,7 +269,12 @@ class Trainer(transformers.Trainer):
             context=getattr(self.policy.config, "max_position_embeddings", None),
             reader="watch",
         )
-        return lambda: pair_accuracy(self.policy, self.reference, dataset, self.args.per_device_eval_batch_size)
+
+        def measure() -> float:
+            with self.accelerator.autocast():
+                return pair_accuracy(self.policy, self.reference, dataset, self.args.per_device_eval_batch_size)
+
+        return measure
 
     def _step_scorer(self) -> StepScorer:
         if self.online is None:
@@ -344,7 +351,10 @@ class Trainer(transformers.Trainer):
         num_items_in_batch: Step | None = None,
     ) -> Tensor:
         """This micro-batch's share of the loss of its step."""
-        loss = self.objective(self.scorer.container(model, inputs), num_items_in_batch.state)
+        # Around more than the policy's own forward: models beside it compute as it does, and so does what is compared.
+        with self.accelerator.autocast():
+            container = self.scorer.container(model, inputs)
+        loss = self.objective(container, num_items_in_batch.state)
         self._seen = self._metrics(loss)
         return step_loss(loss, num_items_in_batch.denominators, self.accelerator.num_processes)
 
@@ -367,8 +377,9 @@ class Trainer(transformers.Trainer):
                 self.online.watch(self._seen)
 
         def learn_values(part: dict[str, Any], *_: int) -> None:
-            context, counts = self.compute_loss_context_manager, num_items_in_batch.denominators
-            self._means.add(self.online.train_critic(self.policy, part, counts, self.accelerator, context))
+            self._means.add(
+                self.online.train_critic(self.policy, part, num_items_in_batch.denominators, self.accelerator)
+            )
 
         self._learned.each(inputs, learn, weights)
         if self.online is not None and self.online.critic is not None:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from prefopt.models.load import compute_dtype
+
 # The field was renamed in transformers 5; the old name still works there, with a warning.
 CHECKPOINTING = (
     "activation_checkpointing"
@@ -44,7 +46,7 @@ class Recipe:
             device: None for what this machine has; ``"cuda"`` for a card that computes in bfloat16, or ``"cpu"``.
         """
         cuda = torch.cuda.is_available() if device is None else device == "cuda"
-        bf16 = cuda and (device is not None or torch.cuda.is_bf16_supported())
+        bf16 = cuda and (device is not None or compute_dtype() is torch.bfloat16)
         return {
             "learning_rate": self.adapter if trains_adapter else self.full,
             "lr_scheduler_type": self.schedule,

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.data import DataSettings, Encoder
 from prefopt.errors import UsageError
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
+from prefopt.models.load import compute_dtype
 from prefopt.rollouts import GenerationSettings, TransformersGenerator
 
 
@@ -23,7 +24,7 @@ class Talker:
     def __init__(self, model: str, seed: int, **settings: Any) -> None:
         self.settings = GenerationSettings.of(settings)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
-        self.model = load_policy(model, ModelSettings())
+        self.model = load_policy(model, ModelSettings(dtype=compute_dtype()))
         if torch.cuda.is_available():
             self.model.to("cuda")
         torch.manual_seed(seed)

@@ -19,6 +19,7 @@ from prefopt.evaluation.policy_report import compare, divergence, score_policy
 from prefopt.evaluation.reward_report import report_on, score_pairs
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
 from prefopt.models.export import RUN_FILE
+from prefopt.models.load import compute_dtype
 from prefopt.rollouts import GenerationSettings, Reward, make_reward
 from prefopt.rollouts.reward_model import RewardModel, is_reward_model
 from prefopt.rollouts.reward_names import load_reward
@@ -138,7 +139,8 @@ def _load(name: str, trust_remote_code: bool) -> nn.Module:
     if is_reward_model(name, trust_remote_code=trust_remote_code):
         raise ModelError(f"{name} is a reward model, and what a policy is compared with must be a language model.")
     quantized = _record(name).get("adapter") == "qlora"
-    settings = ModelSettings(adapter="qlora" if quantized else None, trust_remote_code=trust_remote_code)
+    adapter = "qlora" if quantized else None
+    settings = ModelSettings(adapter=adapter, dtype=compute_dtype(), trust_remote_code=trust_remote_code)
     model = load_policy(name, settings)
     if torch.cuda.is_available() and not quantized:
         model.to("cuda")

@@ -44,8 +44,8 @@ class ModelSettings:
             to 4-bit NF4 with double quantisation; a ``peft.LoraConfig`` is taken as it is.
         lora: fields of ``peft.LoraConfig`` that replace the defaults (r=16, lora_alpha=32, dropout 0, every linear
             layer but the head).
-        dtype: of the frozen weights under an adapter; None means bfloat16 where an accelerator computes in it, else
-            float32. A full fine-tune keeps its weights in float32.
+        dtype: of the weights. None means, of frozen ones under an adapter, bfloat16 where an accelerator computes in
+            it, else float32; a model that is trained whole keeps its weights in float32.
         trust_remote_code: run code that comes with the model; off unless asked for.
         rewards: load a reward model, a sequence classifier with one label, instead of a language model.
     """
@@ -76,14 +76,14 @@ class ModelSettings:
         return LoraConfig(task_type="SEQ_CLS" if self.rewards else "CAUSAL_LM", **(defaults | self.lora))
 
     def weight_dtype(self, trains_adapter: bool) -> torch.dtype:
-        if not trains_adapter:
-            return torch.float32
-        return self.dtype or compute_dtype()
+        return self.dtype or (compute_dtype() if trains_adapter else torch.float32)
 
 
 def compute_dtype() -> torch.dtype:
     """bfloat16 where an accelerator computes in it, else float32."""
-    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    # Cards that only emulate it have no fast kernels for it.
+    has = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has else torch.float32
 
 
 def load_policy(model: str | Path | PreTrainedModel | PeftModel, settings: ModelSettings) -> nn.Module:

@@ -45,7 +45,7 @@ class SharedRewardModel(RewardModel):
         self.adapter = REWARD_ADAPTER if not taken else f"{REWARD_ADAPTER}_{len(taken)}"
         weights = load_peft_weights(str(folder), device="cpu")
         head = {name.rsplit(".", 1)[1]: weights.pop(name) for name in list(weights) if f".{HEAD}." in name}
-        self.head = _linear(head, folder).to(next(policy.parameters()).device)
+        self.head = _linear(head, folder)
         self._add(policy, folder, weights)
 
     def _add(self, policy: PeftModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -67,7 +67,9 @@ class SharedRewardModel(RewardModel):
         # Where the classifier reads: at the last token that is not the padding's, wherever the row ends.
         last = (torch.arange(width) * (input_ids != pad)).argmax(dim=1)
         index = torch.arange(len(rows)) * width + last
-        device = self.head.weight.device
+        # The policy may have moved since.
+        device = next(self.model.parameters()).device
+        self.head.to(device)
         inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
         index = index.to(device)
         with active_adapter(self.model, self.adapter):

@@ -21,8 +21,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefopt.scoring.flat import Flat
 
 PREFIX = "prefopt_"
-# Older torch has the kernel without windows and grouped heads.
-_COMPLETE = {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+# Older torch has the kernel without windows; without this word it takes grouped heads all the same.
+_COMPLETE = "window_size" in inspect.signature(varlen_attn).parameters
+_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 BASES = ("sdpa", "eager")
 """Implementations that it can stand in for."""
 
@@ -105,28 +106,45 @@ class FlatAttention:
     ) -> Float[Tensor, " 1 s h d"]:
         """Attention of every bucket, back in the order of the sequence."""
         self.layers += 1
+        # Rotary embeddings leave queries and keys in float32 under mixed precision, beside values in half.
+        query, key, value = (_under_autocast(states) for states in (query, key, value))
         if softcap is None and s_aux is None and dropout == 0 and _has_kernel(query, value):
-            return self._by_kernel(query, key, value, scaling, sliding_window)
+            return self.by_kernel(query, key, value, scaling, sliding_window)
+        return self.by_bucket(query, key, value, scaling, sliding_window, dropout=dropout, softcap=softcap, s_aux=s_aux)
+
+    def by_bucket(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None,
+        *,
+        dropout: float,
+        softcap: float | None,
+        s_aux: Tensor | None,
+    ) -> Float[Tensor, " 1 s h d"]:
+        """A call for all spans of like lengths."""
         heads = query.shape[1]
         query, key, value = (_by_position(states) for states in (query, key, value))
         outputs = []
         for number, bucket in enumerate(self.flat.buckets):
             q = _gather(query, bucket.queries)
             k, v = (_repeated(_gather(states, bucket.keys), heads) for states in (key, value))
-            causal = bucket.is_causal(sliding_window)
+            causal = bucket.is_causal(window)
             if softcap is None and s_aux is None:
-                mask = None if causal else self.flat.mask(number, sliding_window, q.dtype)
+                mask = None if causal else self.flat.mask(number, window, q.dtype)
                 out = F.scaled_dot_product_attention(
                     q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=causal
                 )
             else:
-                mask = self.flat.mask(number, sliding_window, q.dtype)
+                mask = self.flat.mask(number, window, q.dtype)
                 out = _explicit(q, k, v, mask, dropout=dropout, scaling=scaling, softcap=softcap, sinks=s_aux)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         rows = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return _take(rows, self.flat.back)[None]
 
-    def _by_kernel(
+    def by_kernel(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
     ) -> Float[Tensor, " 1 s h d"]:
         """One call for all spans; queries stand at the end of the keys that they may see."""
@@ -143,15 +161,24 @@ class FlatAttention:
             scale=scaling,
             # That many keys to the left of a query's own place, and none to the right.
             window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=query.shape[1] != key.shape[1],
+            **({"enable_gqa": True} if _GROUPED and query.shape[1] != key.shape[1] else {}),
         )
         return out[None]
 
 
 def _has_kernel(query: Tensor, value: Tensor) -> bool:
     """Whether torch has flash attention for sequences of different lengths here."""
+    if not (query.is_cuda and _COMPLETE and torch.cuda.get_device_capability(query.device) >= (8, 0)):
+        return False
     half = query.dtype in (torch.bfloat16, torch.float16)
-    return query.is_cuda and half and _COMPLETE and query.shape[-1] == value.shape[-1] <= 256
+    return half and query.shape[-1] == value.shape[-1] <= 256 and query.shape[-1] % 8 == 0
+
+
+def _under_autocast(states: Tensor) -> Tensor:
+    device = states.device.type
+    if states.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return states
+    return states.to(torch.get_autocast_dtype(device))
 
 
 def _explicit(

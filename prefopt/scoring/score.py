@@ -157,7 +157,8 @@ def score_values(
 def _valued(hidden: Tensor | None, value_head: nn.Module) -> Float[Tensor, " k"]:
     if hidden is None:
         raise ModelError("this model does not call its vocabulary head as a module, so a critic cannot sit beside it.")
-    return value_head(hidden.to(next(value_head.parameters()).dtype)).squeeze(-1)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return value_head(hidden.to(next(value_head.parameters()).dtype)).squeeze(-1)
 
 
 def rows_of(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Rows:

@@ -200,12 +200,16 @@ def _difference(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, f
         if together.dtype in TOLERANCE and not _is_half(model):
             worst, limit = gaps.abs().max().item(), TOLERANCE[together.dtype]
         else:
-            padded = Pass(_padded(batch), layout.predictor, every)
+            # With padding after every row: without any, the same kernels may be called as for single rows.
+            inputs = {name: nn.functional.pad(one, (0, 1)) for name, one in _padded(batch).items()}
+            padded = Pass(inputs, layout.predictor + layout.predictor // batch["input_ids"].shape[1], every)
             noise = (logps(model, padded, layout.target) - alone)[chosen]
             worst, limit = _rms(gaps), NOISE * max(_rms(noise), TOLERANCE[torch.float32])
     finally:
         for module in modules:
             module.training = True
+        # Weights in half precision that were made without gradient are not for the passes that come.
+        torch.clear_autocast_cache()
     if worst <= limit:
         return ""
     return f"log-probs would differ from those of rows by themselves by {worst:.2g} nats (limit {limit:.2g})"

@@ -53,6 +53,8 @@ def test_parts_merge_into_one_file_with_both_libraries(tmp_path: Path) -> None:
     made = run(out, *parts, "--batch", "1", "4", "--cap", "8", "--longest", "512", "--new-tokens", "192")
     assert set(made) >= {"hardware", "versions", "best", "rows"}
     assert all(row["commit"] for row in made["rows"].values())
+    shared = [row for row in made["rows"].values() if row.get("library") == "prefopt"]
+    assert any(row["bucket_calls"] for row in shared) and not any("not_shared" in row for row in shared)
 
     steps = [row for name, row in made["rows"].items() if name.startswith("steps")]
     libraries = {(row["objective"], row["library"]) for row in steps}
@@ -168,15 +170,17 @@ def test_the_longest_context_is_found(limit: int) -> None:
     assert len(tried) <= 18 and len(set(tried)) == len(tried) and max(tried) <= 65_536
 
 
-def test_what_does_not_fit_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that runs out is noted, whatever way it is told; any other error is one."""
+def test_what_does_not_fit_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that runs out is noted, whatever way it is told; any other error is one, and nothing after it is lost."""
     for error in (torch.OutOfMemoryError("CUDA out of memory"), gpu.OutOfMemory("one pair")):
         monkeypatch.setattr(gpu, "train", failing(error))
         assert gpu.attempt("TRL", setting(), [(2, 2, 2)]) == {"out_of_memory": True}
         assert gpu.alternating(setting(), [(2, 2, 2)], 2)["TRL"] == {"out_of_memory": True}
     monkeypatch.setattr(gpu, "train", failing(RuntimeError("shapes differ")))
-    with pytest.raises(RuntimeError, match="shapes"):
-        gpu.attempt("TRL", setting(), [(2, 2, 2)])
+    assert gpu.attempt("TRL", setting(), [(2, 2, 2)]) == {"failed": "RuntimeError: shapes differ"}
+    with pytest.raises(SystemExit, match=r"these failed:\n.*checks?.*PPO"):
+        run(tmp_path / "gpu.json", "--only", "checks")
+    assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == 2
 
 
 def failing(error: Exception) -> Any:
@@ -194,7 +198,9 @@ def test_the_fastest_round_and_the_largest_peak_count(monkeypatch: pytest.Monkey
         return {"step_s": seconds, "allocated_gib": peak}
 
     monkeypatch.setattr(gpu, "train", train)
-    best = gpu.alternating(setting(), [], 2)
+    kept: list[tuple[str, float]] = []
+    best = gpu.alternating(setting(), [], 2, lambda library, row: kept.append((library, row["step_s"])))
+    assert kept == [("prefopt", 2.0), ("TRL", 9.0), ("prefopt", 1.0), ("TRL", 8.0)]
     assert best == {"prefopt": {"step_s": 1.0, "allocated_gib": 5.0}, "TRL": {"step_s": 8.0, "allocated_gib": 3.0}}
 
 

@@ -121,6 +121,7 @@ def test_other_errors_are_left_alone(lines: list[str]) -> None:
         portions.Portions("test").each(batch, work)
     said = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")
     assert portions.ran_out_of_memory(said)
+    assert portions.ran_out_of_memory(torch.AcceleratorError("CUDA error: out of memory"))
     assert not lines
 
 
