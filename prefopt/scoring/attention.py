@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefopt.scoring.flat import Flat
 
 PREFIX = "prefopt_"
-# Older torch has the kernel without windows; without this word it takes grouped heads all the same.
+# Older torch has the kernel without windows, or without grouped heads.
 _COMPLETE = "window_size" in inspect.signature(varlen_attn).parameters
 _GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 BASES = ("sdpa", "eager")
@@ -148,8 +148,11 @@ class FlatAttention:
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
     ) -> Float[Tensor, " 1 s h d"]:
         """One call for all spans; queries stand at the end of the keys that they may see."""
-        ragged = self.flat.ragged
+        ragged, heads = self.flat.ragged, query.shape[1]
+        if not _GROUPED:
+            key, value = (_repeated(states, heads) for states in (key, value))
         query, key, value = (_by_position(states) for states in (query, key, value))
+        grouped = {"enable_gqa": True} if key.shape[1] != heads else {}
         out = varlen_attn(
             query.contiguous(),
             _take(key, ragged.keys),
@@ -161,7 +164,7 @@ class FlatAttention:
             scale=scaling,
             # That many keys to the left of a query's own place, and none to the right.
             window_size=(-1 if window is None else window - 1, 0),
-            **({"enable_gqa": True} if _GROUPED and query.shape[1] != key.shape[1] else {}),
+            **grouped,
         )
         return out[None]
 

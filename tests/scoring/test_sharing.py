@@ -204,7 +204,7 @@ def ragged_attention(
     *,
     scale: float | None,
     window_size: tuple[int, int],
-    enable_gqa: bool,
+    enable_gqa: bool = False,
 ) -> torch.Tensor:
     """What torch documents of ``varlen_attn``, one sequence at a time: the last query stands at the last key."""
     assert longest_query == query_ends.diff().max()
@@ -220,9 +220,13 @@ def ragged_attention(
     return torch.cat([out.transpose(0, 1) for out in outputs])
 
 
+@pytest.mark.parametrize("grouped", [True, False], ids=["grouped heads", "older torch"])
 @pytest.mark.parametrize("name", ["llama", "mistral, window", "gpt2"])
-def test_a_kernel_for_ragged_sequences_is_given_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_for_ragged_sequences_is_given_the_same(
+    name: str, grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The path of CUDA in half precision, with the kernel written out."""
+    monkeypatch.setattr(attention, "_GROUPED", grouped)
     monkeypatch.setattr(attention, "_has_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", ragged_attention)
     found = parity(name)
