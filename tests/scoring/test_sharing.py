@@ -231,3 +231,19 @@ def test_a_kernel_for_ragged_sequences_is_given_the_same(
     monkeypatch.setattr(attention, "varlen_attn", ragged_attention)
     found = parity(name)
     assert found.holds, found
+
+
+@pytest.mark.parametrize("lengths", [{12: (6, 6, 6)}, {12: (6, 2, 9), 4: (3,)}], ids=["of one length", "of many"])
+def test_noise_of_half_precision_is_that_of_the_same_tokens(
+    lengths: dict[int, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A padded row of its own would hide everything: its noise is what the flat sequence is allowed."""
+    measured: list[float] = []
+    rms = sharing._rms
+    monkeypatch.setattr(sharing, "_rms", lambda gaps: measured.append(rms(gaps)) or measured[-1])
+    rows, model = batch(lengths), tiny.model(0, torch.bfloat16)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"].shape[1]), with_kwargs=True)
+    score(model, rows, layout_of(rows))
+    assert not why_not_shared(model) and len(measured) == 2 and max(measured) < 0.1
+    assert rows["input_ids"].shape[1] + 1 in seen, "rows of one length would be without padding"
