@@ -7,6 +7,15 @@
     python benchmarks/gpu.py --only checks
     python benchmarks/gpu.py --device cpu --size toy --out toy.json       # seconds; shows that all of it runs
 
+Where a card is lent for a short while, in this order: all parts at toy size on the card, then what memory must suffice
+for, then one setting of each comparison, in which prefopt and TRL meet at the batches that they may be best at:
+
+    python benchmarks/gpu.py --size toy --rounds 1 --pairs 4 --batch 2
+    python benchmarks/gpu.py --only checks
+    python benchmarks/gpu.py --only steps --size 8b --adapter qlora --objective dpo --batch 2 4 8 --checkpointing on
+    python benchmarks/gpu.py --only shares --size 8b --adapter lora --share 0.8 --batch 8 --checkpointing on
+    python benchmarks/gpu.py --only context --size 8b --adapter qlora --cap 16 --longest 32768
+
 Nothing is downloaded. The models have the shapes of Llama 3 with 1, 3 and 8 billion weights, which are drawn on the
 card layer by layer, in bfloat16; for QLoRA each layer is quantised as soon as it is drawn, as `prefopt.Trainer` loads
 it (NF4, double quantisation), so that 8B needs no more than 8B in 4 bit. Tokens are random too: what they are does not
