@@ -118,6 +118,12 @@ class StepScorer:
         return (own - batch["ref_logps"]).abs().max().item()
 
     @torch.no_grad()
+    def noise(self, model: nn.Module, batch: MicroBatch) -> float:
+        """The largest difference between two passes of the same policy, in nats per token."""
+        one, other = (score(model, batch, _layout(batch), temperature=self.temperature)["logps"] for _ in range(2))
+        return (one - other).abs().max().item()
+
+    @torch.no_grad()
     def _reference_rows(self, model: nn.Module, batch: Mapping[str, Any], layout: Layout) -> Rows:
         """What the reference's logits are made from, at the positions at which the policy is scored."""
         policy = getattr(model, "module", model)

@@ -3,11 +3,12 @@
 from prefopt.scoring.layout import Layout, lengths_of, pad_tokens, to_completions
 from prefopt.scoring.passes import in_order
 from prefopt.scoring.score import Rows, rows_of, score, score_values
-from prefopt.scoring.sharing import in_parts, share_prompts, why_not_shared
+from prefopt.scoring.sharing import in_half, in_parts, share_prompts, why_not_shared
 
 __all__ = [
     "Layout",
     "Rows",
+    "in_half",
     "in_order",
     "in_parts",
     "lengths_of",

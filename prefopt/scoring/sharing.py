@@ -197,7 +197,7 @@ def _difference(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, f
         chosen = torch.isin(layout.row, longest)
         alone = _by_row(model, batch, layout, longest, logps)
         gaps = (together - alone)[chosen]
-        if together.dtype in TOLERANCE and not _is_half(model):
+        if together.dtype in TOLERANCE and not in_half(model):
             worst, limit = gaps.abs().max().item(), TOLERANCE[together.dtype]
         else:
             # With padding after every row: without any, the same kernels may be called as for single rows.
@@ -228,7 +228,7 @@ def _by_row(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, rows:
     return alone
 
 
-def _is_half(model: nn.Module) -> bool:
+def in_half(model: nn.Module) -> bool:
     """Whether matrices are multiplied in half precision."""
     device = next(model.parameters()).device.type
     half = torch.bfloat16, torch.float16

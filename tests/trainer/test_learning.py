@@ -60,6 +60,27 @@ def test_an_adapter_that_does_not_start_at_zero_is_refused() -> None:
         run.train()
 
 
+@pytest.mark.parametrize(("dtype", "refused"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_passes_that_differ_by_roundings_of_half_precision_are_the_same_model(
+    dtype: torch.dtype, refused: bool
+) -> None:
+    model = tiny.model(0, dtype)
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits + 0.01 * torch.randn_like(logits))
+    run = trainer("dpo", tiny.pairs(4), model=model, adapter="lora", args={"max_steps": 1})
+    if not refused:
+        run.train()
+        return
+    with pytest.raises(prefopt.errors.UsageError, match="draws random numbers"):
+        run.train()
+
+
+def test_an_adapter_that_does_not_start_at_zero_is_refused_in_half_precision() -> None:
+    options = {"adapter": "lora", "lora": {"init_lora_weights": False}, "args": {"max_steps": 1}}
+    run = trainer("dpo", tiny.pairs(4), model=tiny.model(0, torch.bfloat16), **options)
+    with pytest.raises(prefopt.errors.UsageError, match="at step 0 the policy differs from its reference"):
+        run.train()
+
+
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path) -> None:
     def run(steps: int, resume: bool) -> prefopt.Trainer:
         made = trainer(
