@@ -1,7 +1,7 @@
 """What padding, shared prompts and the head cost on preference data of real lengths.
 
     python benchmarks/lengths.py DATA...           # tokens only: exact, and the same on any hardware
-    python benchmarks/lengths.py DATA... --time    # also steps of prefopt and TRL, about 20 minutes on one CPU core
+    python benchmarks/lengths.py DATA... --time    # also steps of prefopt and TRL, about 20 minutes on two CPU cores
 
 DATA are files of pairs that `prefopt train dpo` reads. They are tokenised by a byte-pair encoding with 8,000 tokens
 that is trained on each file itself, so no tokenizer is downloaded; rows longer than ``--max-length`` are left out.
@@ -39,7 +39,7 @@ HERE = Path(__file__).parent
 CASE = Case(512, 8, 8_000, adapter=True)
 BATCHES = (1, 4, 8)
 # Rows of 2,048 tokens, 16 of them padded, take more than 20 GB without gradient checkpointing.
-TIMED = (1, 2, 4)
+TIMED = (1, 4)
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] + '\\n' + m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("data", nargs="+", type=Path, help="files of pairs")
     parser.add_argument("--max-length", type=int, default=2048, help="longer rows are left out, in tokens")
     parser.add_argument("--time", action="store_true", help="also time steps on the first file")
-    parser.add_argument("--pairs", type=int, default=16, help="pairs that are timed")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs that are timed")
     parser.add_argument("--rounds", type=int, default=5, help="of which the fastest counts")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "lengths.json")
     chosen = parser.parse_args()
