@@ -104,11 +104,6 @@ class OnlineRun:
             return SharedRewardModel(policy, name)
         return load_reward(name, trust_remote_code=trust_remote_code)
 
-    def to(self, device: torch.device) -> None:
-        """Follow the policy to its device, in place: what sits beside it is none of its modules."""
-        if self.critic is not None:
-            self.critic.head.to(device)
-
     # ---- rollouts ----------------------------------------------------------------------------------------------
 
     def loaders(

@@ -191,7 +191,8 @@ class Trainer(transformers.Trainer):
         for watch in (one for one in self.callback_handler.callbacks if isinstance(one, Watch)):
             watch.attach(self._held_out_accuracy)
         if self.online is not None:
-            self.online.to(self.args.device)
+            if self.online.critic is not None:
+                self.online.critic.follow(self.policy)
             self.loaders = self.online.loaders(
                 lambda: self.policy,
                 args,

@@ -41,6 +41,10 @@ class Critic(ABC):
     def body(self, policy: nn.Module) -> dict[str, nn.Parameter]:
         """The weights besides the head that are the critic's alone, by name."""
 
+    def follow(self, policy: nn.Module) -> None:
+        """Move what is no module of the policy to its device, in place, before an optimizer has states for it."""
+        self.head.to(next(policy.parameters()).device)
+
     def parameters(self, policy: nn.Module) -> list[nn.Parameter]:
         """Everything of the critic that is trained apart from the policy."""
         return [*self.head.parameters(), *self.body(policy).values()]
@@ -103,6 +107,10 @@ class ModelCritic(Critic):
         embeddings = {id(weight) for weight in policy.get_input_embeddings().parameters()}
         head = [weight for weight in policy.get_output_embeddings().parameters() if id(weight) not in embeddings]
         self.model = copy_of(policy, head)
+
+    def follow(self, policy: nn.Module) -> None:
+        super().follow(policy)
+        beside(policy, self.model)
 
     @contextmanager
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:

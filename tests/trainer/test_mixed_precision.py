@@ -11,6 +11,8 @@ from online_runs import online
 from torch import nn
 
 import prefopt
+from prefopt.models import make_critic
+from prefopt.models.load import compute_dtype
 from prefopt.scoring import attention, why_not_shared
 
 HALF = {"bf16": True}
@@ -68,3 +70,21 @@ def test_a_watch_computes_as_the_trainer_does() -> None:
     with products(run.reference.model) as seen:
         measure()
     assert set(seen) == {torch.bfloat16}
+
+
+def test_cards_that_emulate_bfloat16_train_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    args = prefopt.get_algorithm("dpo").recipe.arguments(trains_adapter=False, quantized=False)
+    assert (args["bf16"], args["fp16"], compute_dtype()) == (False, True, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["model", "head"])
+def test_a_critic_follows_the_policy_to_its_device(kind: str) -> None:
+    """All that an optimizer gets of it: states that are loaded for a resumed run go where the weights are."""
+    policy = tiny.model()
+    critic = make_critic(kind, policy)
+    weights = critic.parameters(policy)
+    critic.follow(policy.to("meta"))
+    moved = critic.parameters(policy)
+    assert len(moved) == len(weights) and {weight.device.type for weight in moved} == {"meta"}
