@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import prefopt
 from prefopt import reference_cache
+from prefopt.data import prepare_dataset
 from prefopt.errors import UsageError
 from prefopt.models.fingerprint import fingerprint
 from prefopt.models.reference import AdapterOff, Released
@@ -273,3 +274,26 @@ def test_batches_hold_every_row_once_and_stay_within_their_tokens(monkeypatch: p
     sizes = [max(reference_cache._length(unique[key]) for key in batch) for batch in found]
     assert all(size * len(batch) <= 64 for size, batch in zip(sizes, found, strict=True))
     assert sizes[0] == max(map(reference_cache._length, unique.values()))
+
+
+@pytest.mark.parametrize(
+    ("precision", "shift", "refused"), [("bf16", 0.01, False), ("bf16", 0.1, True), ("no", 0.01, True)]
+)
+def test_a_file_may_differ_by_the_roundings_of_its_precision(
+    cache: Path, precision: str, shift: float, refused: bool
+) -> None:
+    """Rows that agree to the last bit together and alone may have been written from a batch that rounds otherwise."""
+    data = prepare_dataset(tiny.pairs(4), "pairs", tiny.tokenizer())
+
+    def kept(moved: float) -> reference_cache.ReferenceCache:
+        def score(rows: list) -> list[np.ndarray]:
+            return [np.full(int(row.mask(0).sum()), -1.0 + moved, dtype=np.float32) for row in rows]
+
+        return reference_cache.ReferenceCache(cache, "a reference", precision, score)
+
+    kept(0.0).fill(data)
+    if refused:
+        with pytest.raises(UsageError, match="is not what the reference says now"):
+            kept(shift).fill(data)
+    else:
+        kept(shift).fill(data)
