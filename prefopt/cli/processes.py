@@ -13,8 +13,10 @@ def leave() -> None:
     """
     distributed = sys.modules.get("torch.distributed")  # not imported, for help to stay fast
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+        # In this order: the last reference waits for the threads, and one inside the wrapper would wait while it holds
+        # the interpreter's lock, which a thread needs for letting go of a tensor.
         gc.collect()
+        distributed.destroy_process_group()
 
 
 __all__ = ["leave"]
