@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prefopt.errors import UsageError
 from prefopt.models.adapters import CRITIC_ADAPTER, active_adapter, is_adapter_model
 from prefopt.models.copies import beside, copy_of
+from prefopt.models.reward_head import ScalarHead
 
 CRITICS = ("head", "adapter", "model")
 
@@ -29,7 +30,7 @@ class Critic(ABC):
 
     def __init__(self, policy: nn.Module) -> None:
         hidden = policy.get_output_embeddings().in_features
-        self.head = nn.Linear(hidden, 1, device=next(policy.parameters()).device)
+        self.head = ScalarHead(hidden, 1, device=next(policy.parameters()).device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

@@ -18,10 +18,19 @@ HEAD = "score"
 CLASSIFIER = "ForSequenceClassification"
 
 
-class RewardHead(nn.Linear):
+class ScalarHead(nn.Linear):
     """A linear layer to one output that computes in its own precision, whatever comes in and whatever autocast says.
 
-    Differences of rewards are small beside the rewards: in bfloat16 two scores near 8 differ by 1/32 or not at all.
+    Differences of rewards and values are small beside them: in bfloat16 two scores near 8 differ by 1/32 or not at all.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.to(self.weight.dtype))
+
+
+class RewardHead(ScalarHead):
+    """The head of a reward model.
 
     Attributes:
         fresh: whether its weights were drawn here rather than loaded.
@@ -30,10 +39,6 @@ class RewardHead(nn.Linear):
 
     fresh: bool = False
     borrows: bool = False
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return super().forward(hidden.to(self.weight.dtype))
 
 
 def is_classifier(config: Any) -> bool:

@@ -17,7 +17,7 @@ from prefopt.models import load_tokenizer
 from prefopt.models.adapters import REWARD_ADAPTER, active_adapter, is_adapter_model
 from prefopt.models.export import RUN_FILE
 from prefopt.models.load import base_of
-from prefopt.models.reward_head import HEAD
+from prefopt.models.reward_head import HEAD, ScalarHead
 from prefopt.rollouts.reward_model import RewardModel
 from prefopt.scoring.head import called_with
 
@@ -74,8 +74,7 @@ class SharedRewardModel(RewardModel):
         index = index.to(device)
         with active_adapter(self.model, self.adapter):
             _, seen = called_with(self.model, self.model.get_output_embeddings(), inputs, index, index[:1])
-        with torch.autocast(device.type, enabled=False):
-            return self.head(seen.hidden.to(self.head.weight.dtype)).squeeze(-1).tolist()
+        return self.head(seen.hidden).squeeze(-1).tolist()
 
 
 def shares_base(policy: nn.Module, folder: str | Path) -> bool:
@@ -93,9 +92,9 @@ def shares_base(policy: nn.Module, folder: str | Path) -> bool:
     return own is not None and own == base_of(folder) and same_numbers
 
 
-def _linear(weights: dict[str, torch.Tensor], folder: Path) -> nn.Linear:
+def _linear(weights: dict[str, torch.Tensor], folder: Path) -> ScalarHead:
     if "weight" not in weights:
         raise ModelError(f"{folder} has no reward head beside its adapter: train it with `prefopt train reward`.")
-    head = nn.Linear(weights["weight"].shape[1], 1, bias="bias" in weights, dtype=weights["weight"].dtype)
+    head = ScalarHead(weights["weight"].shape[1], 1, bias="bias" in weights, dtype=weights["weight"].dtype)
     head.load_state_dict(weights)
     return head.requires_grad_(False)

@@ -80,7 +80,7 @@ def score(
             without gradient; ``"kl"``, KL(π_ref ‖ π) over the vocabulary, with gradient.
         reference: from `rows_of` at the same positions; needed for ``"kl"``.
         temperature: all logits are divided by it: log-probabilities are those of sampling at this temperature.
-        value_head: a critic on the model's own hidden states.
+        value_head: a critic on the model's own hidden states, from [K, h] to [K, 1], whatever their precision.
 
     Returns:
         ``logps``: log π(token), [K] in nats, in float32 or the model's dtype if that is wider; the statistics; and,
@@ -143,7 +143,7 @@ def score_values(
         model: as in `score`; all but one of its positions stay out of the vocabulary head.
         batch: as in `score`.
         layout: the completion tokens of that batch.
-        value_head: from hidden states [K, h] to values [K, 1].
+        value_head: from hidden states [K, h] to values [K, 1], whatever their precision.
     """
     passes = arranged(model, batch, layout, _logps)
     head = getattr(model, "module", model).get_output_embeddings()
@@ -157,8 +157,7 @@ def score_values(
 def _valued(hidden: Tensor | None, value_head: nn.Module) -> Float[Tensor, " k"]:
     if hidden is None:
         raise ModelError("this model does not call its vocabulary head as a module, so a critic cannot sit beside it.")
-    with torch.autocast(hidden.device.type, enabled=False):
-        return value_head(hidden.to(next(value_head.parameters()).dtype)).squeeze(-1)
+    return value_head(hidden).squeeze(-1)
 
 
 def rows_of(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Rows:

@@ -209,7 +209,7 @@ def test_processes_that_work_together_do_one_pass(change: Callable[[nn.Module], 
     inner = tiny_model("bloom")
     calls, model = Calls(inner), change(inner)
     score(model, ROWS, layout_of(ROWS))
-    score_values(model, ROWS, layout_of(ROWS), nn.Linear(32, 1))
+    score_values(model, ROWS, layout_of(ROWS), nn.Linear(32, 1).double())
     assert calls.seen == 2 * [(6, 32)]
 
 
