@@ -1,18 +1,118 @@
-"""What a trainer is put together from, checked before anything is trained."""
+"""What a trainer is put together from: checked, loaded and made before anything is trained."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from prefopt.arguments import training_arguments
 from prefopt.catalogue import Algorithm
 from prefopt.console import say
 from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
 from prefopt.errors import UsageError
+from prefopt.models import ModelSettings, Reference, load_policy, load_tokenizer, make_reference, settle_padding
 from prefopt.models.adapters import is_adapter_model
 from prefopt.objective import Needs
+from prefopt.online import OnlineRun
 from prefopt.rollouts import GenerationSettings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer is put together from.
+
+    Attributes:
+        args: the algorithm's recipe with the user's settings over it.
+        policy: the model that is trained.
+        tokenizer: of the policy, or the one that was given.
+        reference: where the algorithm needs one.
+        online: what samples and rewards, where the algorithm does.
+        adapter_kind: ``"lora"`` or ``"qlora"`` where an adapter is trained.
+    """
+
+    args: TrainingArguments
+    policy: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    reference: Reference | None
+    online: OnlineRun | None
+    adapter_kind: str | None
+
+
+def assemble(
+    algorithm: Algorithm,
+    model: str | Path | nn.Module,
+    *,
+    adapter: Any,
+    lora: Mapping[str, Any] | None,
+    reference: Any,
+    cached: bool,
+    reward: Any,
+    generation: Any,
+    data: DataSettings,
+    processing_class: PreTrainedTokenizerBase | None,
+    args: Mapping[str, Any] | TrainingArguments | None,
+    trust_remote_code: bool,
+) -> Parts:
+    """Load and make what a trainer works with, and say what was settled on the way.
+
+    Args:
+        algorithm: what is trained.
+        model, adapter, lora, reference, reward, generation, processing_class, args, trust_remote_code: see
+            `prefopt.Trainer`.
+        cached: whether a cache on disk answers for the reference.
+        data: how rows are read and encoded.
+
+    Raises:
+        UsageError, ModelError: what cannot work, with the remedy.
+    """
+    rewards = algorithm.objective.needs.rewards
+    settings = ModelSettings(
+        adapter=adapter, lora=dict(lora or {}), trust_remote_code=trust_remote_code, rewards=rewards
+    )
+    arrived_with_adapter = _brings_adapter(model)
+    trains_adapter = adapter is not None or arrived_with_adapter
+    args = training_arguments(
+        args,
+        algorithm.recipe.arguments(trains_adapter=trains_adapter, quantized=settings.quantize),
+        algorithm=algorithm.name,
+    )
+    set_seed(args.seed)
+    policy = load_policy(model, settings)
+    tokenizer = processing_class or load_tokenizer(model, trust_remote_code=trust_remote_code)
+    if rewards:
+        tokenizer, lines = settle_padding(policy, tokenizer)
+        for line in lines:
+            say(f"{algorithm.name}: {line}")
+    kept: Reference | None = None
+    if algorithm.needs_reference:
+        kept = make_reference(
+            policy,
+            reference,
+            arrived_with_adapter=arrived_with_adapter,
+            settings=settings,
+            renewable=algorithm.plan.renew_reference,
+            cached=cached,
+        )
+        say(f"{algorithm.name}: the reference is {kept.description}.")
+    online: OnlineRun | None = None
+    if algorithm.online:
+        # A resumed run goes on with the rollout in its checkpoint; there is nothing to skip over.
+        args.ignore_data_skip = True
+        online = OnlineRun(
+            algorithm,
+            policy,
+            tokenizer,
+            reference=kept,
+            reward=reward,
+            generation=generation,
+            data=data,
+            trust_remote_code=trust_remote_code,
+        )
+    kind = ("qlora" if settings.quantize else "lora") if trains_adapter else None
+    return Parts(args, policy, tokenizer, kept, online, kind)
 
 
 def check_assembly(
@@ -142,7 +242,7 @@ def _unread(dataset: TokenizedDataset, needs: Needs, name: str) -> list[str]:
     return [f"{name} does not use {', '.join(unread)} of this data"] if unread else []
 
 
-def brings_adapter(model: str | Path | nn.Module) -> bool:
+def _brings_adapter(model: str | Path | nn.Module) -> bool:
     """Whether this model, or the folder that it is loaded from, has an adapter of its own."""
     if isinstance(model, (str, Path)):
         return (Path(model) / "adapter_config.json").is_file()

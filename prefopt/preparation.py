@@ -50,6 +50,7 @@ class Preparation:
     def __init__(self, scorer: StepScorer, accelerator: Accelerator, portions: Portions, *, starts_equal: bool) -> None:
         self.scorer, self.accelerator, self.portions = scorer, accelerator, portions
         self.starts_equal = starts_equal
+        self._known: tuple[nn.Module | None, nn.Module | None] = (None, None)
 
     @torch.no_grad()
     def step(self, model: nn.Module, batches: list[MicroBatch], state: State) -> Step:
@@ -97,7 +98,7 @@ class Preparation:
 
     def add_reference(self, model: nn.Module, batch: MicroBatch) -> None:
         """Add what is missing of the reference's log-probs."""
-        policy = self.accelerator.unwrap_model(model)
+        policy = self._unwrapped(model)
         parts: list[tuple[int, int, Mapping[str, Any]]] = []
 
         def score(part: MicroBatch, start: int, end: int) -> None:
@@ -108,9 +109,15 @@ class Preparation:
         if len(parts) > 1 and self.scorer.objective.needs.reference:
             join_reference(batch, parts)
 
+    def _unwrapped(self, model: nn.Module) -> nn.Module:
+        """Without the wrappers of parallel training; accelerate looks through all modules for that each time."""
+        if model is not self._known[0]:
+            self._known = model, self.accelerator.unwrap_model(model)
+        return self._known[1]
+
     def _observe(self, model: nn.Module, batch: MicroBatch) -> list[dict[str, Tensor]]:
         """What `prepare` must see of a micro-batch, in one or more parts."""
-        policy = self.accelerator.unwrap_model(model)
+        policy = self._unwrapped(model)
         observed: list[dict[str, Tensor]] = []
         self.portions.each(batch, lambda part, *_: observed.append(self.scorer.observe(policy, part)))
         return observed

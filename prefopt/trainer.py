@@ -11,31 +11,20 @@ import transformers
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from prefopt import __version__
-from prefopt.arguments import training_arguments
-from prefopt.assembly import brings_adapter, check_assembly, check_batches, prepare_data
+from prefopt.assembly import assemble, check_assembly, check_batches, prepare_data
 from prefopt.catalogue import Algorithm, get_algorithm
 from prefopt.catalogue.recipes import CHECKPOINTING
-from prefopt.console import say
 from prefopt.data import DataSettings, TokenizedDataset, collate, prepare_dataset, read_ahead
 from prefopt.errors import UsageError
 from prefopt.loaders import step_loader
 from prefopt.metrics import Means
-from prefopt.models import (
-    ModelSettings,
-    Reference,
-    load_policy,
-    load_tokenizer,
-    make_reference,
-    save_policy,
-    settle_padding,
-)
+from prefopt.models import save_policy
 from prefopt.models.export import RUN_FILE
 from prefopt.objective import Loss, Objective, State
-from prefopt.online import OnlineRun
 from prefopt.portions import Portions
 from prefopt.preparation import Preparation, Step
 from prefopt.reduction import LossSums, step_loss
@@ -115,53 +104,25 @@ class Trainer(transformers.Trainer):
             eval_dataset = {name: ahead(part) for name, part in eval_dataset.items()}
         else:
             eval_dataset = ahead(eval_dataset)
-        self.online: OnlineRun | None = None
-        settings = ModelSettings(
+        parts = assemble(
+            self.algorithm,
+            model,
             adapter=adapter,
-            lora=dict(lora or {}),
+            lora=lora,
+            reference=reference,
+            cached=reference_cache is not None,
+            reward=reward,
+            generation=generation,
+            data=self.data_settings,
+            processing_class=processing_class,
+            args=args,
             trust_remote_code=trust_remote_code,
-            rewards=self.objective.needs.rewards,
         )
-        arrived_with_adapter = brings_adapter(model)
-        trains_adapter = adapter is not None or arrived_with_adapter
-        self._adapter_kind = ("qlora" if settings.quantize else "lora") if trains_adapter else None
-        args = training_arguments(
-            args,
-            self.algorithm.recipe.arguments(trains_adapter=trains_adapter, quantized=settings.quantize),
-            algorithm=self.algorithm.name,
-        )
-        set_seed(args.seed)
-        policy = load_policy(model, settings)
-        tokenizer = processing_class or load_tokenizer(model, trust_remote_code=trust_remote_code)
-        if self.objective.needs.rewards:
-            tokenizer, lines = settle_padding(policy, tokenizer)
-            for line in lines:
-                say(f"{self.algorithm.name}: {line}")
-        self.reference: Reference | None = None
-        if self.algorithm.needs_reference:
-            self.reference = make_reference(
-                policy,
-                reference,
-                arrived_with_adapter=arrived_with_adapter,
-                settings=settings,
-                renewable=self.algorithm.plan.renew_reference,
-                cached=reference_cache is not None,
-            )
-            say(f"{self.algorithm.name}: the reference is {self.reference.description}.")
-        if self.algorithm.online:
-            # A resumed run goes on with the rollout in its checkpoint; there is nothing to skip over.
-            args.ignore_data_skip = True
-            self.online = OnlineRun(
-                self.algorithm,
-                policy,
-                tokenizer,
-                reference=self.reference,
-                reward=reward,
-                generation=generation,
-                data=self.data_settings,
-                trust_remote_code=trust_remote_code,
-            )
+        args, policy, tokenizer = parts.args, parts.policy, parts.tokenizer
+        self.reference, self.online = parts.reference, parts.online
+        if self.online is not None:
             self.objective = self.online.objective
+        self._adapter_kind = parts.adapter_kind
         self.scorer = self._step_scorer()
         self.objective_state: State = self.objective.init_state()
         self._pending_state: State = self.objective_state

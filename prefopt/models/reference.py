@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefopt.errors import UsageError
-from prefopt.models.adapters import REFERENCE_ADAPTER, active_adapter, copy_adapter, is_adapter_model
+from prefopt.models.adapters import REFERENCE_ADAPTER, active_adapter, adapter_off, copy_adapter, is_adapter_model
 from prefopt.models.copies import beside, copy_of
 from prefopt.models.fingerprint import fingerprint
 from prefopt.models.load import ModelSettings, base_of, disable_dropout, load_by_name
@@ -63,7 +63,7 @@ class AdapterOff(Reference):
 
     @contextmanager
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
-        with policy.disable_adapter():
+        with adapter_off(policy):
             yield policy
 
     def fingerprint(self, policy: nn.Module) -> str:

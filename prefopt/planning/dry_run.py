@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers import PretrainedConfig
 
 from prefopt.catalogue.recipes import CHECKPOINTING
-from prefopt.models.adapters import is_adapter_model
+from prefopt.models.adapters import adapter_off, is_adapter_model
 from prefopt.planning.layout import Segments
 from prefopt.planning.recorder import Recorder
 from prefopt.planning.sampling import sampled
@@ -158,7 +158,7 @@ class DryRun:
             with ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
                 if is_adapter_model(self.model) and not adapter:
-                    stack.enter_context(self.model.disable_adapter())
+                    stack.enter_context(adapter_off(self.model))
                 recorder = stack.enter_context(self._recording())
                 stack.enter_context(self._autocast())
                 stack.enter_context(self._untrained(frozen))

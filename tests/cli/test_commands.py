@@ -14,7 +14,6 @@ import prefopt.runs
 from prefopt.cli import main
 from prefopt.cli.talk import Talker
 from prefopt.config import make_trainer
-from prefopt.evaluation.run import _load as load_evaluated
 from prefopt.scoring import why_not_shared
 
 
@@ -184,6 +183,4 @@ def test_a_launcher_trains_on_two_processes(world: Path) -> None:
 def test_answers_come_from_weights_in_half_where_the_card_has_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of 8 billion weights in float32 fits no consumer card."""
     monkeypatch.setattr("prefopt.cli.talk.compute_dtype", lambda: torch.bfloat16)
-    monkeypatch.setattr("prefopt.evaluation.run.compute_dtype", lambda: torch.bfloat16)
     assert Talker(str(world / "model"), seed=0).model.dtype == torch.bfloat16
-    assert load_evaluated(str(world / "model"), False).dtype == torch.bfloat16

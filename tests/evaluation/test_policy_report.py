@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from prefopt.cli import main
 from prefopt.evaluation import Scored, compare
 from prefopt.evaluation.policy_page import page, written
 from prefopt.evaluation.samples import Samples, log_ratios
+from prefopt.models import load_policy
 from prefopt.rollouts import Sample
 
 
@@ -111,6 +113,21 @@ def test_evaluate_a_policy_against_its_start(world: Path, monkeypatch: pytest.Mo
     page = (world / "one" / "report.html").read_text()
     assert f"<b>{numbers['policy']['reward']['mean']:.3f}</b>" in page
     assert f"{numbers['win_rate']['mean']:.1%}" in page
+
+
+def test_both_models_are_in_half_where_the_card_computes_so(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def load(*given: Any) -> torch.nn.Module:
+        found.append(load_policy(*given))
+        return found[-1]
+
+    monkeypatch.setattr("prefopt.evaluation.run.compute_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr("prefopt.evaluation.run.load_policy", load)
+    given = ("--reward", "reward.py:short", "--against", "start", "--out", "out")
+    assert run(monkeypatch, "evaluate", "policy", *QUICK, *given) == 0
+    assert [model.dtype for model in found] == 2 * [torch.bfloat16]
+    assert json.loads((world / "out" / "report.json").read_text())["kl"]["mean"] > 1
 
 
 def test_a_policy_against_itself_is_no_better_and_no_further(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,13 @@
 """Prompts that completions share: every architecture against rows by themselves, and what is done where they differ."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from prefopt.scoring import Layout, attention, score, share_prompts, sharing, why_not_shared
@@ -231,6 +233,32 @@ def test_a_kernel_for_ragged_sequences_is_given_the_same(
     monkeypatch.setattr(attention, "varlen_attn", ragged_attention)
     found = parity(name)
     assert found.holds, found
+
+
+@pytest.mark.parametrize(
+    ("taken", "changed"),
+    [
+        (True, {}),
+        (True, {"dtype": torch.float16, "size": 256, "card": (9, 0)}),
+        (False, {"device": "cpu"}),
+        (False, {"card": (7, 5)}),
+        (False, {"dtype": torch.float32}),
+        (False, {"size": 264}),
+        (False, {"size": 60}),
+        (False, {"of_values": 128}),
+    ],
+    ids=["usual", "at its bounds", "no card", "old card", "float32", "wide heads", "odd heads", "wider values"],
+)
+def test_the_kernel_is_asked_for_what_it_can_do(
+    taken: bool, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"device": "cuda", "card": (8, 0), "dtype": torch.bfloat16, "size": 64} | changed
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: given["card"])
+    with FakeTensorMode():  # states of a card that this machine need not have
+        made = {"dtype": given["dtype"], "device": given["device"]}
+        query = torch.empty(1, 4, 10, given["size"], **made)
+        value = torch.empty(1, 2, 10, given.get("of_values", given["size"]), **made)
+    assert attention._has_kernel(query, value) == taken
 
 
 @pytest.mark.parametrize("lengths", [{12: (6, 6, 6)}, {12: (6, 2, 9), 4: (3,)}], ids=["of one length", "of many"])

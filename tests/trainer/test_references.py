@@ -8,13 +8,13 @@ import tiny
 import torch
 from bitsandbytes.nn import Linear4bit
 from helpers import losses, trainer
-from peft import PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import prefopt
 from prefopt.cli.export import log_prob_gap
 from prefopt.models import export_merged
-from prefopt.models.adapters import REFERENCE_ADAPTER
+from prefopt.models.adapters import REFERENCE_ADAPTER, adapter_off
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,29 @@ def test_an_adapter_on_the_same_base_serves_as_reference_without_a_second_model(
     for run in (shared, apart):
         run.train()
     assert losses(shared)[0] == pytest.approx(losses(apart)[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM"),
+        PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+    ],
+    ids=["lora", "soft prompt"],
+)
+def test_an_adapter_that_is_off_is_on_again_whatever_happens(config: PeftConfig) -> None:
+    ids = torch.tensor([[1, 7, 10, 11, 2]])
+    alone = tiny.model(0)(ids).logits
+    model = get_peft_model(tiny.model(0), config)
+    adapted = model(ids).logits
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    with pytest.raises(ZeroDivisionError), adapter_off(model):
+        assert torch.equal(model(ids).logits, alone)
+        raise ZeroDivisionError
+    again = model(ids).logits
+    assert torch.equal(again, adapted) and again.requires_grad
+    assert again.shape != alone.shape or not torch.allclose(again, alone, atol=1e-3)
+    assert trained == [name for name, weight in model.named_parameters() if weight.requires_grad]
 
 
 @pytest.mark.parametrize("name", ["dpo", "sft", "kto", "orpo"])
