@@ -3,8 +3,9 @@
 Names are imported on first use, so that ``import prefopt`` does not wait for torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prefopt.importing import on_first_use
 
 __version__ = "0.1.0"
 
@@ -30,10 +31,7 @@ if TYPE_CHECKING:
     from prefopt.watch import Watch as Watch
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'prefopt' has no attribute {name!r}")
+__getattr__ = on_first_use(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

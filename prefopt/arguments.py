@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from prefopt.catalogue.recipes import CHECKPOINTING
+from prefopt.catalogue.recipes import checkpointing_field
 from prefopt.console import say
 from prefopt.errors import UsageError, did_you_mean
 
@@ -25,6 +25,7 @@ WITHOUT_EFFECT = {
     "auto_find_batch_size": "set per_device_train_batch_size; the effective batch is part of the result",
 }
 _PRECISION = ("bf16", "fp16")
+CHECKPOINTING = checkpointing_field()
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 

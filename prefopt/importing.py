@@ -1,14 +1,31 @@
-"""Names that users give as text: ``FILE.py:NAME`` or ``module:NAME``."""
+"""Modules that are imported when they are needed: for a package's own names, and for names that users give as text."""
 
 import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from prefopt.errors import UsageError, did_you_mean
+
+
+def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package whose names are imported when they are asked for.
+
+    Args:
+        package: its name.
+        homes: the module of each name.
+    """
+
+    def get(name: str) -> Any:
+        if name in homes:
+            return getattr(importlib.import_module(homes[name]), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get
 
 
 def load_target(target: str, what: str) -> Any:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from prefopt.arguments import CHECKPOINTING
 from prefopt.batches import Completions, Rollouts, TokenLogps
 from prefopt.catalogue import Algorithm
-from prefopt.catalogue.recipes import CHECKPOINTING
 from prefopt.console import say
 from prefopt.data import DataSettings, Encoder, TokenizedDataset
 from prefopt.errors import UsageError

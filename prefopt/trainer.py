@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from prefopt import __version__
+from prefopt.arguments import CHECKPOINTING
 from prefopt.assembly import assemble, check_assembly, check_batches, prepare_data
 from prefopt.catalogue import Algorithm, get_algorithm
-from prefopt.catalogue.recipes import CHECKPOINTING
 from prefopt.data import DataSettings, TokenizedDataset, collate, prepare_dataset, read_ahead
 from prefopt.errors import UsageError
 from prefopt.loaders import step_loader

@@ -15,7 +15,8 @@ from prefopt.combined import Combined, describe
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.objective import About, Objective, check_parameter
 from prefopt.objectives import get_objective, names
-from prefopt.rollouts import MIXTURE, REFERENCE, Plan, Source
+from prefopt.rollouts.plan import Plan
+from prefopt.rollouts.rollout import MIXTURE, REFERENCE, Source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,23 +5,24 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
-from prefopt.models import CRITICS
 from prefopt.objective import About, check_parameter, parameter
 from prefopt.objectives import get_objective
-from prefopt.rollouts import (
-    AboveThreshold,
+from prefopt.rollouts.credit import (
     AgainstMixture,
     BatchNormalised,
-    BestAndWorst,
-    BestOf,
     CentredOnGroup,
     DynamicSampling,
     Gae,
     GroupRelative,
     LeaveOneOut,
     Plain,
+)
+from prefopt.rollouts.rollout import Source
+from prefopt.rollouts.selection import (
+    AboveThreshold,
+    BestAndWorst,
+    BestOf,
     PolicyAgainstReference,
-    Source,
     StatisticalRejection,
 )
 
@@ -34,7 +35,7 @@ class CriticSettings:
         "auto",
         "head (on the policy's own hidden states), adapter (of its own on the same base), model (weights of its own); "
         "auto is an adapter beside an adapter, a model beside a model",
-        choices=("auto", *CRITICS),
+        choices=("auto", "head", "adapter", "model"),
     )
     critic_rate: float = parameter(1.0, "its learning rate as a multiple of the policy's", above=0)
     vf_coef: float = parameter(0.1, "weight of its loss", above=0)

@@ -1,19 +1,21 @@
 """Training arguments that suit each algorithm; the user's own are merged over them."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 
-from prefopt.models.load import compute_dtype
+from prefopt.precision import compute_dtype
 
-# The field was renamed in transformers 5; the old name still works there, with a warning.
-CHECKPOINTING = (
-    "activation_checkpointing"
-    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
-    else "gradient_checkpointing"
-)
+
+@cache
+def checkpointing_field() -> str:
+    """What ``TrainingArguments`` call gradient checkpointing: renamed in transformers 5, where the old name warns."""
+    from transformers import TrainingArguments  # takes seconds, which a list of algorithms need not
+
+    new = "activation_checkpointing"
+    return new if new in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,8 @@ class Recipe:
             "weight_decay": 0.0,
             "bf16": bf16,
             "fp16": cuda and not bf16,
-            CHECKPOINTING: cuda,
-            f"{CHECKPOINTING}_kwargs": {"use_reentrant": False} if cuda else None,
+            checkpointing_field(): cuda,
+            f"{checkpointing_field()}_kwargs": {"use_reentrant": False} if cuda else None,
             "optim": "paged_adamw_8bit" if cuda and quantized else "adamw_torch",
             "logging_steps": 10,
             "save_total_limit": 2,

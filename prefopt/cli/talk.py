@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.data import DataSettings, Encoder
 from prefopt.errors import UsageError
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
-from prefopt.models.load import compute_dtype
+from prefopt.precision import compute_dtype
 from prefopt.rollouts import GenerationSettings, TransformersGenerator
 
 

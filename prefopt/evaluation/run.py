@@ -19,7 +19,7 @@ from prefopt.evaluation.policy_report import compare, divergence, score_policy
 from prefopt.evaluation.reward_report import report_on, score_pairs
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
 from prefopt.models.export import RUN_FILE
-from prefopt.models.load import compute_dtype
+from prefopt.precision import compute_dtype
 from prefopt.rollouts import GenerationSettings, Reward, make_reward
 from prefopt.rollouts.reward_model import RewardModel, is_reward_model
 from prefopt.rollouts.reward_names import load_reward

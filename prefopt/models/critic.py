@@ -14,8 +14,6 @@ from prefopt.models.adapters import CRITIC_ADAPTER, active_adapter, is_adapter_m
 from prefopt.models.copies import beside, copy_of
 from prefopt.models.reward_head import ScalarHead
 
-CRITICS = ("head", "adapter", "model")
-
 
 class Critic(ABC):
     """Values V(x, y_<t) = w·h_t + b from hidden states h of a language model, in float32; w and b start at 0.

@@ -31,6 +31,7 @@ from prefopt.models.reward_head import (
     is_classifier,
     to_reward_model,
 )
+from prefopt.precision import compute_dtype
 
 ADAPTER_KINDS = (None, "lora", "qlora")
 
@@ -77,13 +78,6 @@ class ModelSettings:
 
     def weight_dtype(self, trains_adapter: bool) -> torch.dtype:
         return self.dtype or (compute_dtype() if trains_adapter else torch.float32)
-
-
-def compute_dtype() -> torch.dtype:
-    """bfloat16 where an accelerator computes in it, else float32."""
-    # Cards that only emulate it have no fast kernels for it.
-    has = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has else torch.float32
 
 
 def load_policy(model: str | Path | PreTrainedModel | PeftModel, settings: ModelSettings) -> nn.Module:

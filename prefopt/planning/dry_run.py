@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers import PretrainedConfig
 
-from prefopt.catalogue.recipes import CHECKPOINTING
+from prefopt.arguments import CHECKPOINTING
 from prefopt.models.adapters import adapter_off, is_adapter_model
 from prefopt.planning.layout import Segments
 from prefopt.planning.recorder import Recorder

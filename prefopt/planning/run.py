@@ -12,11 +12,10 @@ import torch
 from peft import LoraConfig
 from transformers import PretrainedConfig
 
-from prefopt.arguments import merged_fields
+from prefopt.arguments import CHECKPOINTING, merged_fields
 from prefopt.assembly import check_assembly
 from prefopt.batches import Demonstrations, Labelled, Pairs, Ranked, Rollouts
 from prefopt.catalogue import Algorithm, get_algorithm
-from prefopt.catalogue.recipes import CHECKPOINTING
 from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
 from prefopt.data.dataset import DEFAULT_LENGTH
 from prefopt.errors import UsageError

@@ -1,5 +1,8 @@
 """Completions of the current policy: generation, rewards, credit and selection, and the loader that feeds training."""
 
+from typing import TYPE_CHECKING
+
+from prefopt.importing import on_first_use
 from prefopt.rollouts.credit import (
     AgainstMixture,
     BatchNormalised,
@@ -12,11 +15,11 @@ from prefopt.rollouts.credit import (
     Plain,
 )
 from prefopt.rollouts.ensemble import Ensemble
-from prefopt.rollouts.generator import GenerationSettings, Generator, Mixture, Sample, TransformersGenerator
 from prefopt.rollouts.judge import Judge
-from prefopt.rollouts.maker import RolloutMaker
+from prefopt.rollouts.plan import Plan
 from prefopt.rollouts.rewards import Reward, make_reward
 from prefopt.rollouts.rollout import MIXTURE, POLICY, REFERENCE, Group, Rollout, Source
+from prefopt.rollouts.sample import Sample
 from prefopt.rollouts.selection import (
     AboveThreshold,
     BestAndWorst,
@@ -25,7 +28,30 @@ from prefopt.rollouts.selection import (
     Selection,
     StatisticalRejection,
 )
-from prefopt.rollouts.source import EvaluationRollouts, Plan, PromptStream, RolloutLoader
+
+if TYPE_CHECKING:
+    from prefopt.rollouts.generator import GenerationSettings as GenerationSettings
+    from prefopt.rollouts.generator import Generator as Generator
+    from prefopt.rollouts.generator import Mixture as Mixture
+    from prefopt.rollouts.generator import TransformersGenerator as TransformersGenerator
+    from prefopt.rollouts.maker import RolloutMaker as RolloutMaker
+    from prefopt.rollouts.source import EvaluationRollouts as EvaluationRollouts
+    from prefopt.rollouts.source import PromptStream as PromptStream
+    from prefopt.rollouts.source import RolloutLoader as RolloutLoader
+
+# What samples needs transformers and peft, which take seconds to import; what says how to learn from samples does not.
+_HOME = {
+    "EvaluationRollouts": "prefopt.rollouts.source",
+    "GenerationSettings": "prefopt.rollouts.generator",
+    "Generator": "prefopt.rollouts.generator",
+    "Mixture": "prefopt.rollouts.generator",
+    "PromptStream": "prefopt.rollouts.source",
+    "RolloutLoader": "prefopt.rollouts.source",
+    "RolloutMaker": "prefopt.rollouts.maker",
+    "TransformersGenerator": "prefopt.rollouts.generator",
+}
+
+__getattr__ = on_first_use(__name__, _HOME)
 
 __all__ = [
     "MIXTURE",

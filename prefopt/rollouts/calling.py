@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from prefopt.data import PromptExample
 from prefopt.errors import UsageError, did_you_mean
-from prefopt.rollouts.generator import Sample
+from prefopt.rollouts.sample import Sample
 
 RewardFunction = Callable[..., Sequence[float]]
 """``f(prompts, completions, **columns) -> list[float]``: one finite number per completion, higher is better.

@@ -19,6 +19,7 @@ from transformers import (
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.objective import check_parameter, parameter
 from prefopt.rollouts.cache import with_cache
+from prefopt.rollouts.sample import Sample
 
 STAGE = 16
 """Tokens between two looks at which rows have ended; they are cheap, but each copies the cache of those that go on."""
@@ -55,24 +56,6 @@ class GenerationSettings:
                     f"generation has no setting {key!r}.{did_you_mean(key, known)} It has {', '.join(known)}."
                 )
         return cls(**(settings or {}))
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sampled completion.
-
-    Attributes:
-        ids: int32 token ids, with the end-of-sequence token if it was reached.
-        text: the completion as text, without special tokens.
-        ended: whether it ended by itself rather than at the token limit.
-        logps: the generator's own log-probability of each token at the sampling temperature, float32, if it keeps
-            them. They are compared with the scorer's, never trained on.
-    """
-
-    ids: np.ndarray
-    text: str
-    ended: bool
-    logps: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

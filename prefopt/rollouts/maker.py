@@ -15,9 +15,10 @@ from prefopt.models import Critic, Reference
 from prefopt.rollouts.calling import columns_of
 from prefopt.rollouts.control import KLController
 from prefopt.rollouts.credit import Shaped
-from prefopt.rollouts.generator import GenerationSettings, Generator, Mixture, Sample
+from prefopt.rollouts.generator import GenerationSettings, Generator, Mixture
 from prefopt.rollouts.rewards import Reward
 from prefopt.rollouts.rollout import MIXTURE, POLICY, REFERENCE, Group, Rollout, Source, example_of
+from prefopt.rollouts.sample import Sample
 from prefopt.scoring import Layout, score, score_values
 
 TRIES = 10

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefopt.batches import Batch
 from prefopt.data import TokenizedExample
-from prefopt.rollouts.generator import Sample
+from prefopt.rollouts.sample import Sample
 
 POLICY, REFERENCE, MIXTURE = "policy", "reference", "mixture"
 SAMPLERS = (POLICY, REFERENCE, MIXTURE)

@@ -8,8 +8,8 @@ import numpy as np
 from prefopt.batches import Batch, Demonstrations, Pairs
 from prefopt.data import TokenizedExample
 from prefopt.objective import check_parameter, parameter
-from prefopt.rollouts.generator import Sample
 from prefopt.rollouts.rollout import POLICY, REFERENCE, Group, Rollout, example_of
+from prefopt.rollouts.sample import Sample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -188,3 +188,9 @@ def test_a_real_process_ends_with_status_2(world: Path) -> None:
 def test_help_and_import_do_not_wait_for_torch() -> None:
     code = "import sys, prefopt; import prefopt.cli.app; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_told_of_algorithms_does_not_wait_for_transformers() -> None:
+    code = "import sys, prefopt; prefopt.algorithms(), prefopt.explain('ppo'), prefopt.get_algorithm('online_dpo'); "
+    code += "assert not {'transformers', 'peft'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,7 @@ from torch import nn
 
 import prefopt
 from prefopt.models import make_critic
-from prefopt.models.load import compute_dtype
+from prefopt.precision import compute_dtype
 from prefopt.scoring import attention, why_not_shared
 
 HALF = {"bf16": True}
