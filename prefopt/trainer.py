@@ -69,9 +69,10 @@ class Trainer(transformers.Trainer):
     Of ``transformers.Trainer`` it overrides `get_train_dataloader` and `get_eval_dataloader` (batches that are the
     same on any number of processes, or sampled on demand), `get_batch_samples` (where *prepare* sees all
     micro-batches of a step), `compute_loss`, `training_step`, `create_optimizer` and `_clip_grad_norm` (a critic
-    beside the policy), `evaluation_loop` (sums and counts, not means of batch means), `log` (adds the metrics),
-    `train` (restores the objective's state), `_save_rng_state` and `_load_rng_state` (rollouts in checkpoints) and
-    `_save` (adapters without those of other roles, JSON instead of a pickle).
+    beside the policy), `floating_point_ops` (weights are counted once), `evaluation_loop` (sums and counts, not means
+    of batch means), `log` (adds the metrics), `train` (restores the objective's state), `_save_rng_state` and
+    `_load_rng_state` (rollouts in checkpoints) and `_save` (adapters without those of other roles, JSON instead of a
+    pickle).
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Trainer(transformers.Trainer):
         self.objective_state: State = self.objective.init_state()
         self._pending_state: State = self.objective_state
         self._means = Means()
+        self._flops_per_token: int | None = None
         self._prepared = partial(
             prepare_data,
             algorithm=self.algorithm,
@@ -370,6 +372,13 @@ class Trainer(transformers.Trainer):
         if fresh and self.online is not None and self.online.critic is not None:
             self.online.add_to(optimizer, self.policy, self.args.learning_rate)
         return optimizer
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As transformers estimates them; the weights, for which it walks through all modules, are counted once."""
+        tokens = inputs["input_ids"].numel()
+        if self._flops_per_token is None:
+            self._flops_per_token = super().floating_point_ops(inputs) // tokens
+        return self._flops_per_token * tokens
 
     def _end_of_step(self) -> None:
         """After an optimizer step: remember the objective's state."""

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+import transformers
 from helpers import SIX, losses, trainer
 
 import prefopt
@@ -79,6 +80,15 @@ def test_an_adapter_that_does_not_start_at_zero_is_refused_in_half_precision() -
     run = trainer("dpo", tiny.pairs(4), model=tiny.model(0, torch.bfloat16), **options)
     with pytest.raises(prefopt.errors.UsageError, match="at step 0 the policy differs from its reference"):
         run.train()
+
+
+def test_operations_are_those_that_transformers_counts() -> None:
+    run = trainer("dpo", tiny.pairs(5), adapter="lora", args={"max_steps": 2, "per_device_train_batch_size": 4})
+    batches = list(run.get_train_dataloader())
+    assert len({batch["input_ids"].numel() for batch in batches}) == 2
+    expected = sum(transformers.Trainer.floating_point_ops(run, batch) for batch in batches)
+    run.train()
+    assert run.state.total_flos == expected > 0
 
 
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path) -> None:
