@@ -1,7 +1,7 @@
 """What padding, shared prompts and the head cost on preference data of real lengths.
 
     python benchmarks/lengths.py DATA...           # tokens only: exact, and the same on any hardware
-    python benchmarks/lengths.py DATA... --time    # also steps of prefopt and TRL, about 20 minutes on two CPU cores
+    python benchmarks/lengths.py DATA... --time    # also steps of prefopt and TRL, about 50 minutes on two CPU cores
 
 DATA are files of pairs that `prefopt train dpo` reads. They are tokenised by a byte-pair encoding with 8,000 tokens
 that is trained on each file itself, so no tokenizer is downloaded; rows longer than ``--max-length`` are left out.
