@@ -38,7 +38,7 @@ def training_arguments(
         UsageError: an unknown field, one without effect here, or values that transformers refuses.
     """
     if isinstance(given, TrainingArguments):
-        _refuse_without_effect({f: getattr(given, f) for f in WITHOUT_EFFECT if hasattr(given, f)})
+        _refuse_without_effect({key: getattr(given, key) for key in WITHOUT_EFFECT if hasattr(given, key)})
         args = given
     else:
         args = _merged(dict(given or {}), recipe, algorithm)
@@ -96,7 +96,11 @@ def merged_fields(given: dict[str, Any], recipe: dict[str, Any], algorithm: str)
 
 
 def _refuse_without_effect(values: dict[str, Any]) -> None:
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    # A default may be made by a factory, and then no two of them are the same object.
+    defaults = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(TrainingArguments)
+    }
     for key, remedy in WITHOUT_EFFECT.items():
         if key in values and values[key] != defaults[key]:
             raise UsageError(f"args: {key}={values[key]!r} would have no effect: {remedy}.")
