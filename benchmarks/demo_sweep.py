@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from prefopt.catalogue import get_algorithm
+from prefopt.algorithms import get_algorithm
 from prefopt.lab.demo import ALGORITHMS, Budget, make_yardstick, train, train_reward_models
 from prefopt.lab.measure import Result, Samples
 from prefopt.lab.rates import RATES as CHOSEN

@@ -92,16 +92,16 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 import prefopt
-from prefopt import console
-from prefopt.errors import OutOfMemory
+from prefopt.core import console
+from prefopt.core.errors import OutOfMemory
+from prefopt.memory import skeleton
+from prefopt.memory.estimate import CARDS, RESERVE
 from prefopt.models import load_policy
 from prefopt.models.export import RUN_FILE
 from prefopt.models.load import ModelSettings
-from prefopt.planning import skeleton
-from prefopt.planning.plan import CARDS, RESERVE
-from prefopt.portions import ran_out_of_memory
 from prefopt.scoring import why_not_shared
 from prefopt.scoring.attention import FlatAttention
+from prefopt.training.splitting import ran_out_of_memory
 
 HERE = Path(__file__).parent
 GIB = 2**30

@@ -25,7 +25,7 @@ from prefopt.models import ModelSettings, load_policy, load_tokenizer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "docs" / "examples"))
-from happy_endings import happy_ending  # noqa: E402
+from happy_endings import happy_ending
 
 WHO = ("a little girl named Lily", "a boy named Tim", "a small dog named Max", "an old bird", "a big red car", "a cat")
 WHAT = (

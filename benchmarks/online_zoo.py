@@ -19,7 +19,7 @@ from typing import Any
 
 import record
 
-from prefopt.catalogue.online import online_algorithms
+from prefopt.algorithms.online import online_algorithms
 from prefopt.lab.demo import Budget, make_yardstick, train, train_reward_models
 from prefopt.lab.measure import Result
 from prefopt.lab.quiet import quiet

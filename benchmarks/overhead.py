@@ -2,7 +2,8 @@
 
     python benchmarks/overhead.py          # about 9 minutes on one CPU core
 
-Both loops take the same batches through the same scoring (`prefopt.steps.StepScorer`), objective, clipping and AdamW;
+Both loops take the same batches through the same scoring (`prefopt.scoring.scorer.StepScorer`), objective, clipping and
+AdamW;
 the bare one has nothing else, the trainer has everything that `prefopt train dpo` has by default (preparing, metrics,
 schedule, callbacks), and logs every step. Their steps alternate inside one run of the trainer: a trainer's step is all
 of the time between two of the bare loop's. Time is that of the processor on one thread, which does not count what other
@@ -33,7 +34,7 @@ from transformers import TrainerCallback
 import prefopt
 from prefopt.data import TokenizedDataset, TokenizedExample
 from prefopt.data.audit import Audit
-from prefopt.steps import StepScorer
+from prefopt.scoring.scorer import StepScorer
 
 HERE = Path(__file__).parent
 PAIRS, PROMPT, COMPLETION, RATE, CLIP = 4, 128, 64, 1e-5, 1.0

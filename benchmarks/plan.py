@@ -4,7 +4,7 @@
     python benchmarks/plan.py --only dpo-lora ppo-lora
 
 Every case is a run of a few steps in a process of its own, on a model made from a config with random weights. On a CPU
-the measured peak is that of all tensors alive, operation by operation (`prefopt.planning.recorder`): the size of a
+the measured peak is that of all tensors alive, operation by operation (`prefopt.memory.recorder`): the size of a
 process says more about its allocator than about its tensors. Scratch space inside of kernels is not in it. On a GPU it
 is ``torch.cuda.max_memory_allocated``, and the models are larger. ``error`` is predicted / measured − 1.
 
@@ -27,9 +27,10 @@ import torch
 import words
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefopt import Trainer, console, get_algorithm
-from prefopt.planning import plan
-from prefopt.planning.recorder import Recorder
+from prefopt import Trainer, get_algorithm
+from prefopt.core import console
+from prefopt.memory import plan
+from prefopt.memory.recorder import Recorder
 
 HERE = Path(__file__).parent
 CUDA = torch.cuda.is_available()

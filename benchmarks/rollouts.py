@@ -27,7 +27,8 @@ from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from prefopt import Trainer, console, get_algorithm
+from prefopt import Trainer, get_algorithm
+from prefopt.core import console
 from prefopt.lab.measure import costing
 from prefopt.rollouts.advantages import gae, reward_to_tokens, whiten
 

@@ -20,7 +20,7 @@ import words
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from prefopt.rollouts import GenerationSettings, TransformersGenerator, cache
+from prefopt.rollouts import GenerationSettings, TransformersGenerator, kv_cache
 
 HERE = Path(__file__).parent
 
@@ -36,7 +36,7 @@ def ways(rounds: int) -> dict[str, float]:
         makes.generate(model, ids, settings)
 
     def without_cache() -> None:
-        with patch.object(cache, "keeps_all", lambda model: False):
+        with patch.object(kv_cache, "keeps_all", lambda model: False):
             makes.generate(model, ids, settings)
 
     def one_by_one() -> None:

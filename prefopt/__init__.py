@@ -1,35 +1,104 @@
 """prefopt: learning from preferences, with every algorithm behind one trainer.
 
-Names are imported on first use, so that ``import prefopt`` does not wait for torch.
+The names below are what users write; all else is internal and may move. They are imported on first use, so that
+``import prefopt`` does not wait for torch.
 """
 
 from typing import TYPE_CHECKING
 
-from prefopt.importing import on_first_use
+from prefopt.core.importing import on_first_use
+from prefopt.core.version import VERSION
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from prefopt import algorithms as algorithms
+    from prefopt import verify as verify
+    from prefopt.algorithms.algorithm import Algorithm as Algorithm
+    from prefopt.algorithms.algorithm import get_algorithm as get_algorithm
+    from prefopt.algorithms.explain import explain as explain
+    from prefopt.algorithms.recipes import Recipe as Recipe
+    from prefopt.core.batches import Completions as Completions
+    from prefopt.core.batches import Demonstrations as Demonstrations
+    from prefopt.core.batches import Labelled as Labelled
+    from prefopt.core.batches import Pairs as Pairs
+    from prefopt.core.batches import Ranked as Ranked
+    from prefopt.core.batches import Rollouts as Rollouts
+    from prefopt.core.batches import TokenLogps as TokenLogps
+    from prefopt.core.errors import DataError as DataError
+    from prefopt.core.errors import ModelError as ModelError
+    from prefopt.core.errors import OutOfMemory as OutOfMemory
+    from prefopt.core.errors import PrefoptError as PrefoptError
+    from prefopt.core.errors import UsageError as UsageError
+    from prefopt.core.loss import Loss as Loss
+    from prefopt.core.loss import State as State
+    from prefopt.core.loss import Term as Term
+    from prefopt.core.needs import About as About
+    from prefopt.core.needs import Needs as Needs
+    from prefopt.core.numerics import keyed_uniform as keyed_uniform
+    from prefopt.core.numerics import log1mexp as log1mexp
+    from prefopt.core.numerics import masked_logsumexp as masked_logsumexp
+    from prefopt.core.objective import Objective as Objective
+    from prefopt.core.policy_gradient import PolicyGradient as PolicyGradient
+    from prefopt.core.registry import register as register
+    from prefopt.core.registry import register_preset as register_preset
+    from prefopt.core.settings import parameter as parameter
+    from prefopt.data.settings import DataSettings as DataSettings
+    from prefopt.memory.estimate import plan as plan
+    from prefopt.objectives import get_objective as get_objective
+    from prefopt.rewards.judge import Judge as Judge
+    from prefopt.rewards.reward import Ensemble as Ensemble
+    from prefopt.rewards.reward import make_reward as make_reward
+    from prefopt.rewards.reward_model import RewardModel as RewardModel
+    from prefopt.rollouts.generator import GenerationSettings as GenerationSettings
+    from prefopt.training.trainer import Trainer as Trainer
+    from prefopt.training.watch import Watch as Watch
+
+__version__ = VERSION
 
 _HOME = {
-    "Trainer": "prefopt.trainer",
-    "Watch": "prefopt.watch",
-    "algorithms": "prefopt.catalogue.algorithms",
-    "explain": "prefopt.catalogue.explain",
-    "get_algorithm": "prefopt.catalogue.algorithms",
+    "About": "prefopt.core.needs",
+    "Algorithm": "prefopt.algorithms.algorithm",
+    "Completions": "prefopt.core.batches",
+    "DataError": "prefopt.core.errors",
+    "DataSettings": "prefopt.data.settings",
+    "Demonstrations": "prefopt.core.batches",
+    "Ensemble": "prefopt.rewards.reward",
+    "GenerationSettings": "prefopt.rollouts.generator",
+    "Judge": "prefopt.rewards.judge",
+    "Labelled": "prefopt.core.batches",
+    "Loss": "prefopt.core.loss",
+    "ModelError": "prefopt.core.errors",
+    "Needs": "prefopt.core.needs",
+    "Objective": "prefopt.core.objective",
+    "OutOfMemory": "prefopt.core.errors",
+    "Pairs": "prefopt.core.batches",
+    "PolicyGradient": "prefopt.core.policy_gradient",
+    "PrefoptError": "prefopt.core.errors",
+    "Ranked": "prefopt.core.batches",
+    "Recipe": "prefopt.algorithms.recipes",
+    "RewardModel": "prefopt.rewards.reward_model",
+    "Rollouts": "prefopt.core.batches",
+    "State": "prefopt.core.loss",
+    "Term": "prefopt.core.loss",
+    "TokenLogps": "prefopt.core.batches",
+    "Trainer": "prefopt.training.trainer",
+    "UsageError": "prefopt.core.errors",
+    "Watch": "prefopt.training.watch",
+    "algorithms": "prefopt.algorithms",
+    "explain": "prefopt.algorithms.explain",
+    "get_algorithm": "prefopt.algorithms.algorithm",
     "get_objective": "prefopt.objectives",
-    "plan": "prefopt.planning",
+    "keyed_uniform": "prefopt.core.numerics",
+    "log1mexp": "prefopt.core.numerics",
+    "make_reward": "prefopt.rewards.reward",
+    "masked_logsumexp": "prefopt.core.numerics",
+    "parameter": "prefopt.core.settings",
+    "plan": "prefopt.memory.estimate",
+    "register": "prefopt.core.registry",
+    "register_preset": "prefopt.core.registry",
+    "verify": "prefopt.verify",
 }
 
 __all__ = sorted([*_HOME, "__version__"])
-
-if TYPE_CHECKING:
-    from prefopt.catalogue.algorithms import algorithms as algorithms
-    from prefopt.catalogue.algorithms import get_algorithm as get_algorithm
-    from prefopt.catalogue.explain import explain as explain
-    from prefopt.objectives import get_objective as get_objective
-    from prefopt.planning import plan as plan
-    from prefopt.trainer import Trainer as Trainer
-    from prefopt.watch import Watch as Watch
-
 
 __getattr__ = on_first_use(__name__, _HOME)
 

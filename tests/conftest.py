@@ -11,15 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "reference")]
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 # Before anything imports prefopt. The kit that tests the rest is left out: it calls itself a million times.
 ROOMS = [room.name for room in pkgutil.iter_modules([str(HERE.parent / "prefopt")]) if room.name != "verify"]
 if os.environ.get("PREFOPT_CERTIFY", "quick") == "quick":  # twice as slow, and shapes do not depend on the profile
     install_import_hook([f"prefopt.{room}" for room in ROOMS], "typechecker.check")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -12,8 +12,8 @@ import torch
 from references import reference
 
 from prefopt import objectives
-from prefopt.objective import Needs
-from prefopt.registry import REGISTRY, Entry
+from prefopt.core.needs import Needs
+from prefopt.core.registry import REGISTRY, Entry
 from prefopt.verify.cases import Draw, Seeded, Source, draw
 from prefopt.verify.contract import CONTRACT, finite, reward
 from prefopt.verify.hyperparameters import draw_objective

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from prefopt import registry
-from prefopt.batches import Pairs
+from prefopt.core import registry
+from prefopt.core.batches import Pairs
 
 DOCS = Path(__file__).parent.parent / "docs"
 

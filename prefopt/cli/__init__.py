@@ -5,7 +5,7 @@ import sys
 import warnings
 
 from prefopt.cli.processes import leave
-from prefopt.errors import PrefoptError
+from prefopt.core.errors import PrefoptError
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from prefopt import __version__
+from prefopt.core.version import VERSION
 
 app = typer.Typer(
     name="prefopt",
@@ -22,7 +22,7 @@ FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def _version(show: bool | None) -> None:
     if show:
-        print(f"prefopt {__version__}")
+        print(f"prefopt {VERSION}")
         raise typer.Exit
 
 
@@ -39,7 +39,7 @@ def algorithms() -> None:
     """List all algorithms with their data, whether they need a reference, and their paper."""
     import shutil
 
-    from prefopt.catalogue import listing
+    from prefopt.algorithms import listing
 
     # Titles are cut to the terminal's width; in a pipe or a file they are whole.
     for line in listing(shutil.get_terminal_size(fallback=(1000, 24)).columns):
@@ -49,7 +49,7 @@ def algorithms() -> None:
 @app.command()
 def explain(name: Annotated[str, typer.Argument(help="An algorithm, as `prefopt algorithms` lists them.")]) -> None:
     """Print formula, data, hyperparameters with bounds, and where implementations differ."""
-    from prefopt.catalogue import explain as text
+    from prefopt.algorithms import explain as text
 
     print(text(name))
 
@@ -86,7 +86,7 @@ def train(
     """Train. Further flags are hyperparameters of the algorithm (--beta 0.2), training arguments
     (--learning-rate 5e-6), data settings (--max-length 512) or generation settings (--n 8)."""
     from prefopt.cli.train import run_training
-    from prefopt.config import parse_rewards
+    from prefopt.training.spec import parse_rewards
 
     # Click takes an unknown flag for the missing argument.
     free = [*([algorithm] if algorithm else []), *context.args]
@@ -121,7 +121,7 @@ def plan(
 
     It takes the flags of `prefopt train`, or its YAML file, or that of a pipeline, whose stages it plans one by one."""
     from prefopt.cli.plan import run_plan
-    from prefopt.config import parse_rewards
+    from prefopt.training.spec import parse_rewards
 
     free = [*([algorithm] if algorithm else []), *context.args]
     given = {"model": model, "adapter": adapter, "reference": reference}
@@ -250,7 +250,7 @@ def verify(
     against: Annotated[str | None, typer.Option(help="trl: compare the installed TRL, one row per loss.")] = None,
 ) -> None:
     """Is this loss that loss? Checks anyone's function of log-probs, an Objective, or the losses of another library."""
-    from prefopt.errors import UsageError
+    from prefopt.core.errors import UsageError
     from prefopt.verify import main_verify
 
     if not target and against is None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from prefopt.catalogue import get_algorithm
+from prefopt.algorithms import get_algorithm
 from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
 from prefopt.models import load_tokenizer
 

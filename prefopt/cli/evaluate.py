@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from prefopt.config import parse_rewards
 from prefopt.evaluation.run import Evaluation, evaluate
+from prefopt.training.spec import parse_rewards
 
 
 def run_evaluate(rewards: list[str], generation: dict[str, Any], **given: Any) -> None:

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 from prefopt.models import export_merged, is_classifier, load_tokenizer
 from prefopt.models.export import DTYPES
+from prefopt.rewards.reward_model import RewardModel
 from prefopt.rollouts import GenerationSettings, TransformersGenerator
-from prefopt.rollouts.reward_model import RewardModel
 from prefopt.scoring import Layout, score
 
 SAMPLES, TOKENS = 8, 64

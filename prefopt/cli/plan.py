@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefopt.catalogue import get_algorithm
+from prefopt.algorithms import get_algorithm
 from prefopt.cli.train import assemble
-from prefopt.config import RunConfig, flag_sections, read_yaml
-from prefopt.errors import PrefoptError, UsageError
-from prefopt.pipeline.plan import Pipeline, Stage, about, read_pipeline
-from prefopt.planning import Plan, Run, plan_run
-from prefopt.planning.origin import Origin
-from prefopt.planning.text import cards, flags, lines, text_of, total
+from prefopt.core.errors import PrefoptError, UsageError
+from prefopt.memory import Plan, Run, plan_run
+from prefopt.memory.origin import Origin
+from prefopt.memory.text import cards, flags, lines, text_of, total
+from prefopt.pipeline.stages import Pipeline, Stage, about, read_pipeline
+from prefopt.training.spec import RunConfig, flag_sections, read_yaml
 
 RESULTS = "results-of-stages"
 """Nothing is written, so it does not matter where."""

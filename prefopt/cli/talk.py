@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.core.errors import UsageError
 from prefopt.data import DataSettings, Encoder
-from prefopt.errors import UsageError
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
-from prefopt.precision import compute_dtype
+from prefopt.models.precision import compute_dtype
 from prefopt.rollouts import GenerationSettings, TransformersGenerator
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from prefopt.config import RunConfig, assign, assign_flag, check_sections, read_yaml
-from prefopt.errors import UsageError
-from prefopt.runs import train
+from prefopt.core.errors import UsageError
+from prefopt.training.run import train
+from prefopt.training.spec import RunConfig, assign, assign_flag, check_sections, read_yaml
 
 
 def run_training(

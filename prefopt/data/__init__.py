@@ -14,7 +14,7 @@ from prefopt.data.read import load_rows
 from prefopt.data.sampler import StepSampler
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import render_prompt
-from prefopt.data.tokenise import TokenizedExample
+from prefopt.data.tokenize import TokenizedExample
 
 __all__ = [
     "Audit",

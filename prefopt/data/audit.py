@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prefopt.errors import DataError
+from prefopt.core.errors import DataError
 
 # Rows that carry no information are no fault of the settings, and do not count towards `max_dropped`.
 _HARMLESS = ("ties",)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.data.tokenise import TokenizedExample
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
+from prefopt.data.tokenize import TokenizedExample
 
 RANKED = -1
 ROW_EXTRAS = ("group", "ranks", "scores")
@@ -18,7 +18,7 @@ MISMATCHED = "mismatched_ref_logps"
 
 
 def collate(examples: Sequence[TokenizedExample], pad_token_id: int = 0) -> dict[str, Any]:
-    """Pad n examples of one kind on the right, in the order in which `prefopt.batches` lays rows out.
+    """Pad n examples of one kind on the right, in the order in which `prefopt.core.batches` lays rows out.
 
     Args:
         examples: at least one. Pairs become 2n rows, all chosen and then all rejected; groups as many rows as they

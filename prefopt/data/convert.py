@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
+from prefopt.core.errors import DataError, UsageError, did_you_mean
 from prefopt.data.examples import (
     KINDS,
     DemonstrationExample,
@@ -13,7 +14,6 @@ from prefopt.data.examples import (
     RankedExample,
 )
 from prefopt.data.messages import as_messages, key_of, split_last
-from prefopt.errors import DataError, UsageError, did_you_mean
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "pairs": ("pairs", "ranked"),

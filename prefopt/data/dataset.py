@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from torch.utils.data import Dataset
 
+from prefopt.core.errors import DataError, UsageError, did_you_mean
 from prefopt.data.audit import Audit
 from prefopt.data.collate import MISMATCHED, collate
 from prefopt.data.convert import convert
@@ -21,8 +22,7 @@ from prefopt.data.labels import comparable, demand, settle
 from prefopt.data.read import ReadRows, describe, has_splits, load_rows, origin
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import PLAIN_NOTE
-from prefopt.data.tokenise import TokenizedExample, tokenise
-from prefopt.errors import DataError, UsageError, did_you_mean
+from prefopt.data.tokenize import TokenizedExample, tokenise
 
 DEFAULT_LENGTH = 2048
 LOOKED_AT = 1000

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from prefopt.core.errors import UsageError
 from prefopt.data.examples import Text
 from prefopt.data.messages import Drop, as_messages, trains
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import Renderer, Segment
-from prefopt.errors import UsageError
 
 # Tokenizers of the SentencePiece family put a space before whatever they are given, so that a completion tokenised
 # alone would begin with a space that the text does not have. Behind an anchor it does not; the anchor is cut off.

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prefopt.core.errors import DataError
 from prefopt.data.convert import SOURCES
 from prefopt.data.examples import Example
 from prefopt.data.judged import JUDGED
-from prefopt.data.layouts import BASIC, OTHER, Format
+from prefopt.data.known import FORMATS
+from prefopt.data.layouts import Format
 from prefopt.data.messages import Drop, is_messages, is_turn
 from prefopt.data.settings import DataSettings
-from prefopt.errors import DataError
-
-FORMATS: dict[str, Format] = {each.name: each for each in (*JUDGED, *BASIC, *OTHER)}
 
 
 @dataclass(frozen=True)

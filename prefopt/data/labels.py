@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from prefopt.data.tokenise import TokenizedExample
-from prefopt.errors import DataError
+from prefopt.core.errors import DataError
+from prefopt.data.tokenize import TokenizedExample
 
 OPTIONAL = ("preference", "chosen_score", "rejected_score", "rated_margin", "scores")
 _COLUMNS = {

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import DataError, did_you_mean
+from prefopt.core.errors import DataError, did_you_mean
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")

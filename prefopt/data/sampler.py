@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 
 # A share of the distance between neighbours of one class; small enough that a batch keeps its mixture.
 _JITTER = 0.1

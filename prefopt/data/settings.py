@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from prefopt.errors import UsageError, did_you_mean
+from prefopt.core.errors import UsageError, did_you_mean
+from prefopt.data.known import FORMATS
 
 TRUNCATION = ("drop", "keep-start", "keep-end")
 PAIRS = ("all", "best-worst")
@@ -91,8 +92,6 @@ def _split(value: Any) -> str:
 
 
 def _format(value: Any) -> str:
-    from prefopt.data.formats import FORMATS
-
     if value is None or value in FORMATS:
         return ""
     return f"is no known format.{did_you_mean(str(value), FORMATS)} The formats are {', '.join(FORMATS)}."

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefopt.core.errors import DataError, UsageError, did_you_mean
 from prefopt.data.examples import Text
 from prefopt.data.messages import Drop, as_messages, trains
 from prefopt.data.settings import DataSettings
-from prefopt.errors import DataError, UsageError, did_you_mean
 
 PLAIN_NOTE = "the tokenizer has no chat template: turns are written as plain text, under lines 'User:' and 'Assistant:'"
 _NAMES = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System", "tool": "Tool"}

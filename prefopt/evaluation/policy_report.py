@@ -9,13 +9,14 @@ from jaxtyping import Float
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.core.errors import UsageError
 from prefopt.data import TokenizedDataset
-from prefopt.errors import UsageError
 from prefopt.evaluation.samples import Samples, log_ratios, win_rates
 from prefopt.evaluation.statistics import Estimate
-from prefopt.rollouts import GenerationSettings, Reward, TransformersGenerator
-from prefopt.rollouts.calling import columns_of
-from prefopt.rollouts.maker import repeated_trigrams
+from prefopt.rewards.reward import Reward
+from prefopt.rollouts import GenerationSettings, TransformersGenerator
+from prefopt.rollouts.collector import repeated_trigrams
+from prefopt.rollouts.sample import columns_of
 
 LONGER, REPEATS = 1.5, 0.1
 """The factor in length and the rise of repetition from which on a higher reward is suspected of being cheated."""

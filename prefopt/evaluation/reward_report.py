@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prefopt.core.errors import UsageError
 from prefopt.data import TokenizedDataset
-from prefopt.errors import UsageError
-from prefopt.rollouts.reward_model import RewardModel
+from prefopt.rewards.reward_model import RewardModel
 
 BINS = 10
 """Bins of confidence, of equal width from ½ to 1."""

@@ -10,19 +10,20 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from prefopt import __version__
-from prefopt.console import say
+from prefopt.core.console import say
+from prefopt.core.errors import ModelError, UsageError
+from prefopt.core.version import VERSION
 from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
-from prefopt.errors import ModelError, UsageError
 from prefopt.evaluation import policy_page, reward_page
 from prefopt.evaluation.policy_report import compare, divergence, score_policy
 from prefopt.evaluation.reward_report import report_on, score_pairs
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
 from prefopt.models.export import RUN_FILE
-from prefopt.precision import compute_dtype
-from prefopt.rollouts import GenerationSettings, Reward, make_reward
-from prefopt.rollouts.reward_model import RewardModel, is_reward_model
-from prefopt.rollouts.reward_names import load_reward
+from prefopt.models.precision import compute_dtype
+from prefopt.rewards.names import load_reward
+from prefopt.rewards.reward import Reward, make_reward
+from prefopt.rewards.reward_model import RewardModel, is_reward_model
+from prefopt.rollouts import GenerationSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ def _say_audit(dataset: TokenizedDataset) -> None:
 
 def _facts(given: Evaluation, dataset: TokenizedDataset) -> dict[str, str]:
     rows = dataset.audit.lines()[0]
-    return {"model": given.model, "data": given.data, "rows": rows, "prefopt": __version__}
+    return {"model": given.model, "data": given.data, "rows": rows, "prefopt": VERSION}
 
 
 def _policy_facts(given: Evaluation, generation: GenerationSettings) -> dict[str, str]:

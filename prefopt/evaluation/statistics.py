@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float
 
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 
 LEVEL = 0.95
 

@@ -26,16 +26,16 @@ from rich.table import Table
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from prefopt import __version__
-from prefopt.catalogue import get_algorithm
+from prefopt.algorithms import get_algorithm
+from prefopt.core.errors import UsageError
+from prefopt.core.version import VERSION
 from prefopt.data import prepare_dataset
-from prefopt.errors import UsageError
 from prefopt.lab.measure import Cost, Estimate, Result, Samples, Yardstick, costing
 from prefopt.lab.quiet import quiet
 from prefopt.lab.rates import SETTINGS
 from prefopt.lab.report import Comparison, Shown, write_report
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
-from prefopt.trainer import Trainer
+from prefopt.training.trainer import Trainer
 
 ALGORITHMS = ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "rejection_sampling", "grpo", "ppo")
 SHOWN_PROMPTS = 3
@@ -282,7 +282,7 @@ def facts(lab: Lab, budget: Budget, rates: Mapping[str, float], algorithms: Sequ
         "Learning rates": ", ".join(f"{name} {rates[name]:g}" for name in [*algorithms, "reward"]),
         "Settings": ", ".join(settings) or "the defaults",
         "Training seeds": f"{seeds}; sampling seeds 0 (start) and 1 (trained)",
-        "Versions": f"prefopt {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+        "Versions": f"prefopt {VERSION}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"Python {platform.python_version()}",
         "Hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}, {platform.system()}",
         "Date": date.today().isoformat(),

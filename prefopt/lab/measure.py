@@ -22,13 +22,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.core.objective import Objective
 from prefopt.data import DataSettings, Encoder, TokenizedDataset
 from prefopt.evaluation.samples import ROWS, Samples, evaluating, log_ratios, win_rates
 from prefopt.evaluation.statistics import Estimate
 from prefopt.models.reference import FrozenModel
-from prefopt.objective import Objective
 from prefopt.rollouts import GenerationSettings, TransformersGenerator
-from prefopt.steps import StepScorer
+from prefopt.scoring.scorer import StepScorer
 
 GoldReward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """``f(prompts, completions) -> list[float]``, in [0, 1], higher is better."""

@@ -26,7 +26,7 @@ from prefopt.lab.measure import Estimate, Result, Samples, Yardstick, log_ratios
 from prefopt.lab.quiet import quiet
 from prefopt.lab.rates import RATES, SETTINGS
 from prefopt.lab.report import STYLE
-from prefopt.rollouts.reward_model import RewardModel
+from prefopt.rewards.reward_model import RewardModel
 
 ALGORITHMS = ("ppo", "rloo", "grpo", "rejection_sampling", "online_dpo")
 STUDY_RATES = RATES | {"rloo": RATES["grpo"], "online_dpo": RATES["dpo"]}

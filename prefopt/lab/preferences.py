@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 from prefopt.lab import lexicon as lex
 from prefopt.lab.reward import gold_reward
 from prefopt.lab.writer import Brief, draw_author, write_review

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
 
-from prefopt import console
+from prefopt.core import console
 
 
 @contextmanager

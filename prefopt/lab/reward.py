@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 from prefopt.lab.lexicon import FUNCTION_WORDS
 from prefopt.lab.parse import Sentence, parse
 from prefopt.lab.writer import Brief

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
 
-from prefopt.errors import DataError
+from prefopt.core.errors import DataError
 from prefopt.lab.measure import sample
 from prefopt.lab.model import build_model
 from prefopt.lab.preferences import Judge, Row, demonstrations, make_pairs, split_prompts
@@ -28,7 +28,7 @@ from prefopt.lab.quiet import quiet
 from prefopt.lab.reward import gold_reward, score
 from prefopt.lab.tokenizer import build_tokenizer
 from prefopt.lab.writer import corpus
-from prefopt.trainer import Trainer
+from prefopt.training.trainer import Trainer
 
 Report = Callable[[str, float], None]
 """``f(what, done)``: what is being done, and the share of it that is done, 0 to 1."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prefopt.errors import DataError
+from prefopt.core.errors import DataError
 from prefopt.lab import lexicon as lex
 from prefopt.lab.grammar import Part, about, expand, write
 from prefopt.lab.parse import parse

@@ -9,7 +9,7 @@ import torch
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 from prefopt.models.adapters import CRITIC_ADAPTER, active_adapter, is_adapter_model
 from prefopt.models.copies import beside, copy_of
 from prefopt.models.reward_head import ScalarHead

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from prefopt.errors import ModelError
+from prefopt.core.errors import ModelError
 from prefopt.models.load import ModelSettings, base_of, load_causal_lm, load_reward_model, load_tokenizer
 from prefopt.models.reward_head import settle_padding
 

@@ -8,7 +8,7 @@ import torch
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 from prefopt.models.adapters import is_adapter_model
 
 SAMPLE = 1024

@@ -21,8 +21,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from prefopt.errors import ModelError, UsageError
+from prefopt.core.errors import ModelError, UsageError
 from prefopt.models.adapters import is_adapter_model
+from prefopt.models.precision import compute_dtype
 from prefopt.models.reward_head import (
     HEAD,
     adapter_of_another_kind,
@@ -31,7 +32,6 @@ from prefopt.models.reward_head import (
     is_classifier,
     to_reward_model,
 )
-from prefopt.precision import compute_dtype
 
 ADAPTER_KINDS = (None, "lora", "qlora")
 

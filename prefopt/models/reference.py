@@ -11,7 +11,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 from prefopt.models.adapters import REFERENCE_ADAPTER, active_adapter, adapter_off, copy_adapter, is_adapter_model
 from prefopt.models.copies import beside, copy_of
 from prefopt.models.fingerprint import fingerprint

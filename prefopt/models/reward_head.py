@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.errors import ModelError
+from prefopt.core.errors import ModelError
 
 HEAD = "score"
 CLASSIFIER = "ForSequenceClassification"

@@ -6,8 +6,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from prefopt import combined, registry
-from prefopt.objective import Objective
+from prefopt.core import registry, sums
+from prefopt.core.objective import Objective
 
 
 @cache
@@ -33,7 +33,7 @@ def get_objective(name: str, **hyperparameters: Any) -> Objective:
         UsageError: an unknown or ambiguous name, an unknown hyperparameter, or a value out of bounds.
     """
     load()
-    return combined.build(name, **hyperparameters)
+    return sums.build(name, **hyperparameters)
 
 
 def names() -> list[str]:

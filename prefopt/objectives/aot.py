@@ -5,9 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import ambiguous, register
+from prefopt.core import About, Needs, Objective, Pairs, State, Term, ambiguous, parameter, register
 
 _ABOUT = {
     "title": "Distributional Preference Alignment of LLMs via Optimal Transport",

@@ -1,9 +1,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefopt.batches import Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter, sigmoid
-from prefopt.registry import ambiguous, register
+from prefopt.core import About, Needs, Objective, Pairs, State, Term, ambiguous, parameter, register, sigmoid
 
 _ABOUT = {
     "title": "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",

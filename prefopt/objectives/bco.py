@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Batch, Labelled, Pairs
-from prefopt.objective import About, B, Needs, Objective, State, Term, parameter
-from prefopt.registry import register
+from prefopt.core import About, Batch, Labelled, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core.objective import B
 
 _TITLE = "Binary Classifier Optimization for Large Language Model Alignment"
 

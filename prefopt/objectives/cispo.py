@@ -4,10 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prefopt.batches import Rollouts
-from prefopt.objective import About, State, Term, parameter
-from prefopt.policy_gradient import PolicyGradient
-from prefopt.registry import register
+from prefopt.core import About, PolicyGradient, Rollouts, State, Term, parameter, register
 
 
 @register("cispo")

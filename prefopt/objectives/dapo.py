@@ -1,10 +1,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefopt.batches import Rollouts
-from prefopt.objective import About, State, Term, parameter
-from prefopt.policy_gradient import PolicyGradient
-from prefopt.registry import register
+from prefopt.core import About, PolicyGradient, Rollouts, State, Term, parameter, register
 
 
 @register("dapo")

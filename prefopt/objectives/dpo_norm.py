@@ -5,9 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import register
+from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
 
 
 @register("dpo_norm", aliases=("sigmoid_norm",))

@@ -3,9 +3,7 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, masked_logsumexp, parameter
-from prefopt.registry import register
+from prefopt.core import About, Needs, Objective, Ranked, State, Term, masked_logsumexp, parameter, register
 
 
 @register("dpo_pl", aliases=("plackett_luce_dpo",))

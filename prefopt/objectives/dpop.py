@@ -4,9 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import register
+from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register
 
 
 @register("dpop", aliases=("dpo_positive", "smaug"))

@@ -5,9 +5,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prefopt.batches import Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, divergence_terms, grouped_log_softmax, parameter
-from prefopt.registry import register
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Ranked,
+    State,
+    Term,
+    divergence_terms,
+    grouped_log_softmax,
+    parameter,
+    register,
+)
 
 
 @register("exo")

@@ -7,10 +7,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Pairs
-from prefopt.errors import UsageError
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import register, register_preset
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    State,
+    Term,
+    UsageError,
+    parameter,
+    register,
+    register_preset,
+)
 
 _DEFAULTS = {"alpha": 0.5, "max_exponent": 80.0}
 _READS = {"forward_kl": ("max_exponent",), "alpha": ("alpha", "max_exponent")}

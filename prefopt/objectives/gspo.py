@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.batches import Rollouts
-from prefopt.objective import About, State, Term, parameter
-from prefopt.policy_gradient import PolicyGradient, bounded_exp, clipped
-from prefopt.registry import register
+from prefopt.core import About, PolicyGradient, Rollouts, State, Term, bounded_exp, clipped, parameter, register
 
 
 @register("gspo")

@@ -5,9 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.batches import Completions, Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import register
+from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
 
 
 @register("hinge", aliases=("rso_hinge", "hinge_norm"))

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.batches import Completions, Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import register
+from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
 
 
 @register("ipo")

@@ -4,10 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prefopt.batches import Labelled
-from prefopt.errors import UsageError
-from prefopt.objective import About, Needs, Objective, State, Term, parameter, sigmoid
-from prefopt.registry import register
+from prefopt.core import About, Labelled, Needs, Objective, State, Term, UsageError, parameter, register, sigmoid
 
 
 @register("kto")

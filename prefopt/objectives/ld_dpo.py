@@ -6,10 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Pairs
-from prefopt.errors import UsageError
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import register
+from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, UsageError, parameter, register
 
 
 @register("ld_dpo")

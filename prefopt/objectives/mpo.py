@@ -1,10 +1,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from prefopt.batches import Pairs
-from prefopt.combined import Combination, Part
-from prefopt.objective import About, Needs, parameter
-from prefopt.registry import build, register
+from prefopt.core import About, Combination, Needs, Pairs, Part, build, parameter, register
 
 
 @register("mpo")

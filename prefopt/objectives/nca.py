@@ -6,9 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, grouped_log_softmax, parameter, sigmoid
-from prefopt.registry import register
+from prefopt.core import About, Needs, Objective, Ranked, State, Term, grouped_log_softmax, parameter, register, sigmoid
 
 _TITLE = "Noise Contrastive Alignment of Language Models with Explicit Rewards"
 

@@ -6,9 +6,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, masked_logsumexp, parameter
-from prefopt.registry import register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Ranked,
+    State,
+    Term,
+    masked_logsumexp,
+    parameter,
+    register,
+)
 
 
 @register("pro")

@@ -3,10 +3,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from prefopt.batches import Rollouts
-from prefopt.objective import About, State, Term
-from prefopt.policy_gradient import PolicyGradient
-from prefopt.registry import register
+from prefopt.core import About, PolicyGradient, Rollouts, State, Term, register
 
 
 @register("reinforce")

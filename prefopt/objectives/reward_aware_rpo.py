@@ -6,9 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, divergence_terms, parameter, sigmoid
-from prefopt.registry import register
+from prefopt.core import About, Needs, Objective, Pairs, State, Term, divergence_terms, parameter, register, sigmoid
 
 
 def _kl(p: Float[Tensor, " n"], q: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, masked_logsumexp
-from prefopt.registry import register
+from prefopt.core import About, Needs, Objective, Ranked, State, Term, masked_logsumexp, register
 
 
 @register("reward_best_of_k", aliases=("best_of_k",))

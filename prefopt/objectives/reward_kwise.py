@@ -4,9 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Ranked
-from prefopt.objective import About, Needs, Objective, State, Term
-from prefopt.registry import register
+from prefopt.core import About, Needs, Objective, Ranked, State, Term, register
 
 
 @register("reward_kwise")

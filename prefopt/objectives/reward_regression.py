@@ -3,9 +3,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from prefopt.batches import Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import register
+from prefopt.core import About, Needs, Objective, Ranked, State, Term, parameter, register
 
 
 @register("reward_regression", aliases=("rm_regression",))

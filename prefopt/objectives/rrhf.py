@@ -5,9 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.batches import Completions, Ranked
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import register
+from prefopt.core import About, Completions, Needs, Objective, Ranked, State, Term, parameter, register
 
 
 @register("rrhf")

@@ -6,10 +6,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Pairs, TokenLogps
-from prefopt.errors import UsageError
-from prefopt.objective import About, Needs, Objective, State, Term, keyed_uniform, parameter
-from prefopt.registry import register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    State,
+    Term,
+    TokenLogps,
+    UsageError,
+    keyed_uniform,
+    parameter,
+    register,
+)
 
 
 @register("sampo")

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.batches import Completions, Demonstrations
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import register
+from prefopt.core import About, Completions, Demonstrations, Needs, Objective, State, Term, parameter, register
 
 
 @register("sft", aliases=("nll",))

@@ -1,9 +1,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefopt.batches import Pairs
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import register
+from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register
 
 _ABOUT = {
     "title": "Self-Play Preference Optimization for Language Model Alignment",

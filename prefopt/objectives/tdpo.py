@@ -5,10 +5,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Pairs
-from prefopt.errors import UsageError
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import ambiguous, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    State,
+    Term,
+    UsageError,
+    ambiguous,
+    parameter,
+    register,
+)
 
 _TITLE = "Token-level Direct Preference Optimization"
 

@@ -6,10 +6,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Batch, Completions, Pairs
-from prefopt.errors import UsageError
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
-from prefopt.registry import build, register
+from prefopt.core import (
+    About,
+    Batch,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    State,
+    Term,
+    UsageError,
+    build,
+    parameter,
+    register,
+)
 
 _TITLE = "WPO: Enhancing RLHF with Weighted Preference Optimization"
 _TOKENS = frozenset({"log_sum_p2"})

@@ -5,19 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt import console
-from prefopt.arguments import training_arguments
-from prefopt.assembly import check_assembly
-from prefopt.catalogue import Algorithm, get_algorithm
-from prefopt.config import RunConfig, make_watch
+from prefopt.algorithms import Algorithm, get_algorithm
+from prefopt.core import console
+from prefopt.core.errors import ModelError, PrefoptError, UsageError
 from prefopt.data import DataSettings, read_ahead
-from prefopt.errors import ModelError, PrefoptError, UsageError
 from prefopt.evaluation.run import Evaluation
 from prefopt.models import ModelSettings
-from prefopt.online import generation_settings
-from prefopt.pipeline.plan import RESULTS, EvaluateConfig, Pipeline, Stage, about, makes_adapter, trains_rewards
-from prefopt.rollouts import GenerationSettings, make_reward
-from prefopt.rollouts.reward_model import is_reward_model
+from prefopt.pipeline.stages import RESULTS, EvaluateConfig, Pipeline, Stage, about, makes_adapter, trains_rewards
+from prefopt.rewards.reward import make_reward
+from prefopt.rewards.reward_model import is_reward_model
+from prefopt.rollouts import GenerationSettings
+from prefopt.training.arguments import training_arguments
+from prefopt.training.build import check_assembly
+from prefopt.training.rollout_source import generation_settings
+from prefopt.training.spec import RunConfig, make_watch
 
 AS_FOLDER = "prefopt-stage/"
 """Stands for ``stage:`` while a reward is read, where the name of a model is told from others by its form."""

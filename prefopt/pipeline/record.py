@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from prefopt import __version__
-from prefopt.errors import UsageError
-from prefopt.pipeline.plan import RESULTS, Stage
+from prefopt.core.errors import UsageError
+from prefopt.core.version import VERSION
+from prefopt.pipeline.stages import RESULTS, Stage
 
 RECORD_FILE = "pipeline.json"
 RUNNING, FINISHED = "running", "finished"
@@ -70,7 +70,7 @@ class Record:
     def write(self) -> None:
         """To disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        values = {"prefopt": __version__, "stages": {name: asdict(made) for name, made in self.stages.items()}}
+        values = {"prefopt": VERSION, "stages": {name: asdict(made) for name, made in self.stages.items()}}
         draft = self.folder / f"{RECORD_FILE}.new"
         draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         draft.replace(self.folder / RECORD_FILE)

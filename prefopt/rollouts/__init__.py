@@ -1,8 +1,8 @@
-"""Completions of the current policy: generation, rewards, credit and selection, and the loader that feeds training."""
+"""Completions of the current policy: generation, credit and selection, and the loader that feeds training."""
 
 from typing import TYPE_CHECKING
 
-from prefopt.importing import on_first_use
+from prefopt.core.importing import on_first_use
 from prefopt.rollouts.credit import (
     AgainstMixture,
     BatchNormalised,
@@ -14,12 +14,9 @@ from prefopt.rollouts.credit import (
     LeaveOneOut,
     Plain,
 )
-from prefopt.rollouts.ensemble import Ensemble
-from prefopt.rollouts.judge import Judge
-from prefopt.rollouts.plan import Plan
-from prefopt.rollouts.rewards import Reward, make_reward
 from prefopt.rollouts.rollout import MIXTURE, POLICY, REFERENCE, Group, Rollout, Source
 from prefopt.rollouts.sample import Sample
+from prefopt.rollouts.schedule import Plan
 from prefopt.rollouts.selection import (
     AboveThreshold,
     BestAndWorst,
@@ -30,24 +27,24 @@ from prefopt.rollouts.selection import (
 )
 
 if TYPE_CHECKING:
+    from prefopt.rollouts.collector import RolloutMaker as RolloutMaker
     from prefopt.rollouts.generator import GenerationSettings as GenerationSettings
     from prefopt.rollouts.generator import Generator as Generator
     from prefopt.rollouts.generator import Mixture as Mixture
     from prefopt.rollouts.generator import TransformersGenerator as TransformersGenerator
-    from prefopt.rollouts.maker import RolloutMaker as RolloutMaker
-    from prefopt.rollouts.source import EvaluationRollouts as EvaluationRollouts
-    from prefopt.rollouts.source import PromptStream as PromptStream
-    from prefopt.rollouts.source import RolloutLoader as RolloutLoader
+    from prefopt.rollouts.loader import EvaluationRollouts as EvaluationRollouts
+    from prefopt.rollouts.loader import PromptStream as PromptStream
+    from prefopt.rollouts.loader import RolloutLoader as RolloutLoader
 
 # What samples needs transformers and peft, which take seconds to import; what says how to learn from samples does not.
 _HOME = {
-    "EvaluationRollouts": "prefopt.rollouts.source",
+    "EvaluationRollouts": "prefopt.rollouts.loader",
     "GenerationSettings": "prefopt.rollouts.generator",
     "Generator": "prefopt.rollouts.generator",
     "Mixture": "prefopt.rollouts.generator",
-    "PromptStream": "prefopt.rollouts.source",
-    "RolloutLoader": "prefopt.rollouts.source",
-    "RolloutMaker": "prefopt.rollouts.maker",
+    "PromptStream": "prefopt.rollouts.loader",
+    "RolloutLoader": "prefopt.rollouts.loader",
+    "RolloutMaker": "prefopt.rollouts.collector",
     "TransformersGenerator": "prefopt.rollouts.generator",
 }
 
@@ -65,21 +62,18 @@ __all__ = [
     "CentredOnGroup",
     "Credit",
     "DynamicSampling",
-    "Ensemble",
     "EvaluationRollouts",
     "Gae",
     "GenerationSettings",
     "Generator",
     "Group",
     "GroupRelative",
-    "Judge",
     "LeaveOneOut",
     "Mixture",
     "Plain",
     "Plan",
     "PolicyAgainstReference",
     "PromptStream",
-    "Reward",
     "Rollout",
     "RolloutLoader",
     "RolloutMaker",
@@ -88,5 +82,4 @@ __all__ = [
     "Source",
     "StatisticalRejection",
     "TransformersGenerator",
-    "make_reward",
 ]

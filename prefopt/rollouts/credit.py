@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch, Rollouts
+from prefopt.core.batches import Batch, Rollouts
+from prefopt.core.policy_gradient import ESTIMATORS, kl_estimate
+from prefopt.core.settings import check_parameter, parameter
 from prefopt.data import TokenizedExample
-from prefopt.objective import check_parameter, parameter
-from prefopt.policy_gradient import ESTIMATORS, kl_estimate
 from prefopt.rollouts.advantages import (
     gae,
     leave_one_out,

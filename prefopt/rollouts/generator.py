@@ -16,9 +16,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from prefopt.errors import UsageError, did_you_mean
-from prefopt.objective import check_parameter, parameter
-from prefopt.rollouts.cache import with_cache
+from prefopt.core.errors import UsageError, did_you_mean
+from prefopt.core.settings import check_parameter, parameter
+from prefopt.rollouts.kv_cache import with_cache
 from prefopt.rollouts.sample import Sample
 
 STAGE = 16

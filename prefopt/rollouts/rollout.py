@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch
+from prefopt.core.batches import Batch
 from prefopt.data import TokenizedExample
 from prefopt.rollouts.sample import Sample
 

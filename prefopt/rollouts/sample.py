@@ -1,8 +1,13 @@
-"""What a generator returns."""
+"""What a generator returns, and what rewards can know of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from prefopt.data import PromptExample
+from prefopt.rewards.calling import join_columns
 
 
 @dataclass(frozen=True)
@@ -21,3 +26,27 @@ class Sample:
     text: str
     ended: bool
     logps: np.ndarray | None = None
+
+
+def columns_of(
+    sources: Sequence[PromptExample], samples: Sequence[Sample], group: Sequence[int], max_new_tokens: int
+) -> dict[str, list[Any]]:
+    """Every column that a reward can ask for: those of the dataset, and `ROLLOUT_COLUMNS`.
+
+    Args:
+        sources: the example of each completion, with its columns.
+        samples: the completions.
+        group: for each, a number that the completions of one prompt share.
+        max_new_tokens: the token limit.
+
+    Raises:
+        UsageError: see `join_columns`.
+    """
+    names = sorted({name for source in sources for name in source.columns})
+    facts = {
+        "ended": [sample.ended for sample in samples],
+        "lengths": [len(sample.ids) for sample in samples],
+        "max_new_tokens": [max_new_tokens] * len(samples),
+        "group": list(group),
+    }
+    return join_columns({name: [source.columns.get(name) for source in sources] for name in names}, facts)

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from prefopt.batches import Batch, Demonstrations, Pairs
+from prefopt.core.batches import Batch, Demonstrations, Pairs
+from prefopt.core.settings import check_parameter, parameter
 from prefopt.data import TokenizedExample
-from prefopt.objective import check_parameter, parameter
 from prefopt.rollouts.rollout import POLICY, REFERENCE, Group, Rollout, example_of
 from prefopt.rollouts.sample import Sample
 

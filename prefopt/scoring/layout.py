@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prefopt.batches import Completions, TokenLogps
+from prefopt.core.batches import Completions, TokenLogps
 
 
 @dataclass(frozen=True)

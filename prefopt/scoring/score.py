@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prefopt.errors import ModelError, UsageError
+from prefopt.core.errors import ModelError, UsageError
 from prefopt.scoring import tiles
 from prefopt.scoring.head import (
     LinearHead,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from prefopt.console import say
+from prefopt.core.console import say
 from prefopt.scoring.attention import FlatAttention, adopt
 from prefopt.scoring.flat import Flat
 from prefopt.scoring.layout import Layout

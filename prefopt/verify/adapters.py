@@ -26,9 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch, Completions, Pairs
-from prefopt.errors import UsageError
-from prefopt.objective import Loss, Objective, State
+from prefopt.core.batches import Batch, Completions, Pairs
+from prefopt.core.errors import UsageError
+from prefopt.core.loss import Loss, State
+from prefopt.core.objective import Objective
 
 CHOSEN = {"chosen", "w", "win", "winner", "preferred", "pos", "positive", "yw"}
 REJECTED = {"rejected", "l", "lose", "loser", "dispreferred", "neg", "negative", "yl"}

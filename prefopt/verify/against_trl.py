@@ -18,9 +18,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from prefopt.batches import Batch, Completions, Pairs
-from prefopt.errors import UsageError
-from prefopt.objective import Objective, State
+from prefopt.core.batches import Batch, Completions, Pairs
+from prefopt.core.errors import UsageError
+from prefopt.core.loss import State
+from prefopt.core.objective import Objective
 from prefopt.objectives import get_objective
 from prefopt.verify.cases import Seeded, draw
 from prefopt.verify.evaluation import evaluate, loss_of, state_of

@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from prefopt.batches import Batch, Completions, Demonstrations, Labelled, Pairs, Ranked, Rollouts, TokenLogps
-from prefopt.errors import UsageError
-from prefopt.objective import Needs
+from prefopt.core.batches import Batch, Completions, Demonstrations, Labelled, Pairs, Ranked, Rollouts, TokenLogps
+from prefopt.core.errors import UsageError
+from prefopt.core.needs import Needs
 
 T = TypeVar("T")
 

@@ -2,8 +2,8 @@
 
 from rich.console import Console
 
-from prefopt.errors import UsageError
-from prefopt.importing import load_target
+from prefopt.core.errors import UsageError
+from prefopt.core.importing import load_target
 
 
 def main_verify(target: str, as_: str | None = None, against: str | None = None) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch, Completions, Rollouts, TokenLogps
-from prefopt.objective import Objective
-from prefopt.reduction import global_counts
+from prefopt.core.batches import Batch, Completions, Rollouts, TokenLogps
+from prefopt.core.counts import global_counts
+from prefopt.core.objective import Objective
 from prefopt.verify.cases import BY_TOKEN, OPTIONAL_LABELS
 from prefopt.verify.evaluation import Evaluation, evaluate, loss_of, state_of
 from prefopt.verify.leaves import leaves, size, take, with_leaves

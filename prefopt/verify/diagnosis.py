@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from prefopt import objectives
-from prefopt.batches import Batch, Completions, Labelled, Pairs
-from prefopt.errors import PrefoptError
-from prefopt.objective import Objective, State
-from prefopt.registry import REGISTRY
+from prefopt.core.batches import Batch, Completions, Labelled, Pairs
+from prefopt.core.errors import PrefoptError
+from prefopt.core.loss import State
+from prefopt.core.objective import Objective
+from prefopt.core.registry import REGISTRY
 from prefopt.verify.adapters import map_completions, without_mask
 from prefopt.verify.hyperparameters import alternatives
 from prefopt.verify.leaves import size

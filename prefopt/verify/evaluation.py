@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from prefopt.batches import Batch
-from prefopt.objective import Loss, Objective, State
+from prefopt.core.batches import Batch
+from prefopt.core.loss import Loss, State
+from prefopt.core.objective import Objective
 from prefopt.verify.leaves import leaves, mask_of, with_leaves
 
 

@@ -5,9 +5,10 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prefopt.errors import UsageError
-from prefopt.objective import Objective, check_parameter
-from prefopt.registry import REGISTRY
+from prefopt.core.errors import UsageError
+from prefopt.core.objective import Objective
+from prefopt.core.registry import REGISTRY
+from prefopt.core.settings import check_parameter
 from prefopt.verify.cases import Source
 
 FACTORS = (2.0, 0.3)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch, Completions, Ranked, Rollouts, TokenLogps
+from prefopt.core.batches import Batch, Completions, Ranked, Rollouts, TokenLogps
 
 
 def leaves(batch: Batch) -> dict[str, Tensor]:

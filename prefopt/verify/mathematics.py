@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch, Completions, Ranked, Rollouts
-from prefopt.errors import UsageError
-from prefopt.objective import Objective, State
+from prefopt.core.batches import Batch, Completions, Ranked, Rollouts
+from prefopt.core.errors import UsageError
+from prefopt.core.loss import State
+from prefopt.core.objective import Objective
 from prefopt.verify.cases import BY_TOKEN
 from prefopt.verify.evaluation import Curvature, evaluate, loss_of, state_of
 from prefopt.verify.leaves import cast, leaves, mask_of

@@ -18,7 +18,7 @@ from functools import cached_property
 from types import FunctionType
 from typing import Any
 
-from prefopt.objective import Objective
+from prefopt.core.objective import Objective
 
 SWAPPED = {
     "chosen": "rejected",

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prefopt.batches import Completions, Demonstrations, Labelled, Pairs, Ranked
-from prefopt.errors import PrefoptError
-from prefopt.objective import Loss, Objective, State
+from prefopt.core.batches import Completions, Demonstrations, Labelled, Pairs, Ranked
+from prefopt.core.errors import PrefoptError
+from prefopt.core.loss import Loss, State
+from prefopt.core.objective import Objective
 
 GRADIENT = 1e-11
 FLAT = 1e-12

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch, Completions, Ranked
-from prefopt.errors import UsageError
-from prefopt.objective import Needs, Objective
+from prefopt.core.batches import Batch, Completions, Ranked
+from prefopt.core.errors import UsageError
+from prefopt.core.needs import Needs
+from prefopt.core.objective import Objective
+from prefopt.core.registry import Entry
 from prefopt.objectives import get_objective
-from prefopt.registry import Entry
 from prefopt.verify.cases import Seeded, draw
 from prefopt.verify.evaluation import evaluate, loss_of, replayed_detach, state_of
 from prefopt.verify.hyperparameters import alternatives, backgrounds, varied

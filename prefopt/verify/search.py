@@ -6,9 +6,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from prefopt.batches import Batch
-from prefopt.errors import UsageError
-from prefopt.objective import Needs, Objective
+from prefopt.core.batches import Batch
+from prefopt.core.errors import UsageError
+from prefopt.core.needs import Needs
+from prefopt.core.objective import Objective
 from prefopt.verify.cases import REGIMES, Draw, Seeded, Source, draw
 from prefopt.verify.hyperparameters import draw_objective, settings_of
 from prefopt.verify.leaves import describe

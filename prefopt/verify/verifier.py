@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.batches import Batch
-from prefopt.errors import UsageError
-from prefopt.objective import Objective, State
+from prefopt.core.batches import Batch
+from prefopt.core.errors import UsageError
+from prefopt.core.loss import State
+from prefopt.core.objective import Objective
 from prefopt.objectives import get_objective
 from prefopt.verify.adapters import Adapted, adapt
 from prefopt.verify.cases import Seeded, Source

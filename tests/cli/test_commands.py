@@ -10,11 +10,11 @@ import pytest
 import tiny
 import torch
 
-import prefopt.runs
+import prefopt.training.run
 from prefopt.cli import main
 from prefopt.cli.talk import Talker
-from prefopt.config import make_trainer
 from prefopt.scoring import why_not_shared
+from prefopt.training.spec import make_trainer
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -99,7 +99,7 @@ def test_a_reference_cache_and_prompts_that_are_not_shared(
 ) -> None:
     trainers = []
     monkeypatch.setattr(
-        prefopt.runs, "make_trainer", lambda config: trainers.append(make_trainer(config)) or trainers[-1]
+        prefopt.training.run, "make_trainer", lambda config: trainers.append(make_trainer(config)) or trainers[-1]
     )
     told = ["--model", "model", "--data", "pairs.json", "--out", "out", *QUICK]
     if place == "file":

@@ -16,10 +16,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-import prefopt.runs
+import prefopt.training.run
 from prefopt.cli import main
-from prefopt.config import make_trainer, read_yaml
 from prefopt.pipeline import check_pipeline, read_pipeline
+from prefopt.training.spec import make_trainer, read_yaml
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "pipeline.yaml"
 ARGS = {
@@ -117,7 +117,7 @@ def stop_in(monkeypatch: pytest.MonkeyPatch, algorithm: str, step: int) -> None:
             trainer.add_callback(StopAt(step))
         return trainer
 
-    monkeypatch.setattr(prefopt.runs, "make_trainer", stopping)
+    monkeypatch.setattr(prefopt.training.run, "make_trainer", stopping)
 
 
 # ---- from beginning to end ---------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_stopped_in_two_stages_it_ends_with_the_same_bits(
     torn = world / "cut" / "ppo" / "checkpoints" / "checkpoint-3"
     shutil.copytree(torn.with_name("checkpoint-2"), torn)
     (torn / "trainer_state.json").write_text("{")
-    monkeypatch.setattr(prefopt.runs, "make_trainer", make_trainer)
+    monkeypatch.setattr(prefopt.training.run, "make_trainer", make_trainer)
     assert run(monkeypatch, *again) == 0
     said = capsys.readouterr().err
     assert "[2/5] reward: finished before, skipped" in said

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from prefopt.batches import Labelled, Pairs
+from prefopt.core.batches import Labelled, Pairs
+from prefopt.core.errors import DataError, UsageError
 from prefopt.data import (
     Audit,
     DataSettings,
@@ -17,7 +18,6 @@ from prefopt.data import (
     prepare_dataset,
 )
 from prefopt.data.dataset import draw_partners
-from prefopt.errors import DataError, UsageError
 
 
 def u(text):

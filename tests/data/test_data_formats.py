@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from prefopt.core.errors import DataError
 from prefopt.data import (
     DataSettings,
     DemonstrationExample,
@@ -12,7 +13,6 @@ from prefopt.data import (
     RankedExample,
     to_examples,
 )
-from prefopt.errors import DataError
 
 
 def u(text):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from prefopt.batches import Completions, Pairs, Ranked
+from prefopt.core.batches import Completions, Pairs, Ranked
+from prefopt.core.errors import DataError
 from prefopt.data import (
     DemonstrationExample,
     LabelledExample,
@@ -13,7 +14,6 @@ from prefopt.data import (
     convert,
     prepare_dataset,
 )
-from prefopt.errors import DataError
 
 THREE = RankedExample("Q", ("mid", "low", "top"), scores=(2.0, 1.0, 5.0), columns={"x": 1})
 TIED = RankedExample("R", ("mid", "low", "tied"), ranks=(1.0, 2.0, 1.0))

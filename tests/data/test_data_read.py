@@ -4,8 +4,8 @@ import json
 import datasets
 import pytest
 
+from prefopt.core.errors import DataError
 from prefopt.data import load_rows
-from prefopt.errors import DataError
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from prefopt.core.errors import DataError
 from prefopt.data import load_rows, prepare_dataset, render_prompt
-from prefopt.errors import DataError
 
 pytestmark = pytest.mark.shared
 LIMIT = {"max_length": 512, "truncation": "keep-start"}

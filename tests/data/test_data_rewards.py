@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from prefopt.batches import Completions, Pairs, Ranked
+from prefopt.core.batches import Completions, Pairs, Ranked
+from prefopt.core.errors import DataError
 from prefopt.data import RankedExample, prepare_dataset, to_examples
-from prefopt.errors import DataError
 
 RATED = [
     {"prompt": "Hi", "completion": " dog", "rating": 4},

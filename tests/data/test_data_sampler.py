@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefopt.core.errors import UsageError
 from prefopt.data import StepSampler
-from prefopt.errors import UsageError
 
 
 def global_batches(size, batch_size, world, **options):

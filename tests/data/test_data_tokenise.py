@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from prefopt.core.errors import DataError, UsageError
 from prefopt.data import (
     DataSettings,
     DemonstrationExample,
@@ -14,8 +15,7 @@ from prefopt.data import (
     render_prompt,
 )
 from prefopt.data.messages import Drop
-from prefopt.data.tokenise import tokenise
-from prefopt.errors import DataError, UsageError
+from prefopt.data.tokenize import tokenise
 
 
 def u(text):

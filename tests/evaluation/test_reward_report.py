@@ -12,7 +12,7 @@ import tiny
 
 import prefopt
 from prefopt.cli import main
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 from prefopt.evaluation import ScoredPairs, report_on, write_reward_report
 from prefopt.evaluation.reward_page import page, reliability_plot
 from prefopt.evaluation.reward_report import correlation, ranks, reliability, share, thirds

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from prefopt.errors import DataError
+from prefopt.core.errors import DataError
 from prefopt.lab import lexicon as lex
 from prefopt.lab.grammar import RULES, SENTENCE, VALUES, about, expand, write
 from prefopt.lab.parse import parse

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 from prefopt.lab.preferences import (
     Judge,
     demonstrations,

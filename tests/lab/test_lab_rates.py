@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from prefopt.catalogue import get_algorithm
+from prefopt.algorithms import get_algorithm
 from prefopt.lab.demo import ALGORITHMS, Budget
 from prefopt.lab.rates import RATES, SETTINGS
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from prefopt.errors import DataError, UsageError
+from prefopt.core.errors import DataError, UsageError
 from prefopt.lab.reward import BEST_REWARD, gold_reward, score
 from prefopt.lab.writer import BEST, Author, corpus, draw_brief, write_review
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefopt.errors import DataError
+from prefopt.core.errors import DataError
 from prefopt.lab import world
 from prefopt.lab.reward import score
 from prefopt.lab.world import WorldSettings, prepare

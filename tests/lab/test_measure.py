@@ -69,7 +69,7 @@ def test_an_estimate_over_seeds_keeps_the_two_intervals_apart() -> None:
         12.7062 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4
     )
     assert Estimate.of(values[:1]).seed_low is None
-    with pytest.raises(prefopt.errors.UsageError, match="at least 2"):
+    with pytest.raises(prefopt.core.errors.UsageError, match="at least 2"):
         Estimate.of(values[:, :1])
 
 

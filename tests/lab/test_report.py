@@ -17,8 +17,8 @@ from toy_lab import toy_lab
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from prefopt import console
-from prefopt.errors import UsageError
+from prefopt.core import console
+from prefopt.core.errors import UsageError
 from prefopt.lab import demo
 from prefopt.lab.charts import place_labels, reward_chart
 from prefopt.lab.measure import Cost, Estimate, Result

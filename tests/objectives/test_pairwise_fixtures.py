@@ -10,7 +10,7 @@ import torch
 from published import tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.batches import Completions, Pairs, TokenLogps
+from prefopt.core.batches import Completions, Pairs, TokenLogps
 from prefopt.objectives import get_objective
 
 ENTRIES = published.entries("pairwise")

@@ -10,10 +10,10 @@ import torch
 from mpmath import mp, mpf
 from references import reference
 
-from prefopt.batches import Completions, Pairs, TokenLogps
-from prefopt.errors import UsageError
+from prefopt.core.batches import Completions, Pairs, TokenLogps
+from prefopt.core.errors import UsageError
+from prefopt.core.registry import lookup
 from prefopt.objectives import get_objective
-from prefopt.registry import lookup
 from prefopt.verify.leaves import leaves, with_leaves
 
 SETTINGS = {

@@ -9,10 +9,10 @@ import torch
 from mpmath import exp, mp, mpf
 from published import of_rollouts, tensor
 
-from prefopt.batches import Completions, Rollouts, TokenLogps
-from prefopt.errors import UsageError
+from prefopt.core.batches import Completions, Rollouts, TokenLogps
+from prefopt.core.errors import UsageError
+from prefopt.core.policy_gradient import bounded_exp, kl_estimate
 from prefopt.objectives import get_objective
-from prefopt.policy_gradient import bounded_exp, kl_estimate
 from prefopt.rollouts.advantages import gae, whiten
 
 NAN = float("nan")

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefopt.batches import Completions, Pairs, Rollouts, TokenLogps
+from prefopt.core.batches import Completions, Pairs, Rollouts, TokenLogps
+from prefopt.core.policy_gradient import kl_estimate
 from prefopt.data import TokenizedExample
 from prefopt.objectives import get_objective
-from prefopt.policy_gradient import kl_estimate
 from prefopt.rollouts import AgainstMixture, BestOf, Group, Rollout, Sample
 from prefopt.rollouts.advantages import gae, leave_one_out, relative_to_group, reward_to_tokens, rewards_to_go
 

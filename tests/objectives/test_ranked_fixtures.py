@@ -11,8 +11,8 @@ import torch
 from published import tensor
 from torch import Tensor
 
-from prefopt.batches import Completions, Pairs, Ranked, TokenLogps
-from prefopt.objective import Objective
+from prefopt.core.batches import Completions, Pairs, Ranked, TokenLogps
+from prefopt.core.objective import Objective
 from prefopt.objectives import get_objective
 from prefopt.objectives.sampo import sampled_log_ratio
 

@@ -10,9 +10,9 @@ import torch
 from mpmath import mpf
 from references import reference
 
-from prefopt.batches import Completions, Demonstrations, Pairs, Ranked, TokenLogps
-from prefopt.errors import UsageError
-from prefopt.objective import masked_logsumexp
+from prefopt.core.batches import Completions, Demonstrations, Pairs, Ranked, TokenLogps
+from prefopt.core.errors import UsageError
+from prefopt.core.numerics import masked_logsumexp
 from prefopt.objectives import get_objective
 
 SETTINGS = {

@@ -10,8 +10,8 @@ from published import tensor
 from torch import Tensor
 
 import prefopt
-from prefopt.batches import Completions, Pairs, Ranked
-from prefopt.errors import UsageError
+from prefopt.core.batches import Completions, Pairs, Ranked
+from prefopt.core.errors import UsageError
 from prefopt.objectives import get_objective
 from prefopt.verify.optimum import minimise
 

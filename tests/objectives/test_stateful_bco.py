@@ -9,7 +9,7 @@ import torch
 from mpmath import mpf
 from references import reference
 
-from prefopt.batches import Completions, Labelled, Pairs
+from prefopt.core.batches import Completions, Labelled, Pairs
 from prefopt.objectives import get_objective
 
 

@@ -10,12 +10,12 @@ import torch
 from mpmath import mpf
 from references import reference
 
-from prefopt.batches import Completions, Pairs, TokenLogps
-from prefopt.errors import UsageError
-from prefopt.objective import keyed_uniform
+from prefopt.core.batches import Completions, Pairs, TokenLogps
+from prefopt.core.counts import global_counts
+from prefopt.core.errors import UsageError
+from prefopt.core.numerics import keyed_uniform
 from prefopt.objectives import get_objective
 from prefopt.objectives.sampo import positions
-from prefopt.reduction import global_counts
 
 SETTINGS = {
     "bco_pair": [{}, {"beta": 0.7}],

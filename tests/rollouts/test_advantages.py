@@ -7,7 +7,7 @@ import torch
 from mpmath import fsum, mp, mpf, sqrt
 from published import of_rollouts, tensor
 
-from prefopt.policy_gradient import kl_estimate
+from prefopt.core.policy_gradient import kl_estimate
 from prefopt.rollouts.advantages import gae, leave_one_out, relative_to_group, reward_to_tokens, rewards_to_go, whiten
 
 NAN = float("nan")

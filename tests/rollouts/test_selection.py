@@ -11,11 +11,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import prefopt
-from prefopt.assembly import check_assembly
-from prefopt.batches import Rollouts
-from prefopt.catalogue.online import online_algorithms
+from prefopt.algorithms.online import online_algorithms
+from prefopt.core.batches import Rollouts
+from prefopt.core.errors import UsageError
 from prefopt.data import TokenizedExample
-from prefopt.errors import UsageError
 from prefopt.rollouts import (
     AboveThreshold,
     BestAndWorst,
@@ -31,8 +30,9 @@ from prefopt.rollouts import (
     StatisticalRejection,
     TransformersGenerator,
 )
-from prefopt.rollouts.control import KLController
+from prefopt.rollouts.kl_controller import KLController
 from prefopt.rollouts.selection import accept_without_replacement, accepted
+from prefopt.training.build import check_assembly
 
 
 def group(rewards: list[float], ids: list[list[int]] | None = None, **tokens: list[list[float]]) -> Group:

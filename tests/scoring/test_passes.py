@@ -6,13 +6,13 @@ from itertools import combinations
 
 import pytest
 import torch
+from parity import InFloat64, tiny_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from prefopt.scoring import Layout, rows_of, score, score_values, share_prompts, sharing, tiles
-from prefopt.scoring.parity import InFloat64, tiny_model
 from prefopt.scoring.passes import cheapest
-from prefopt.steps import rewards_of
+from prefopt.scoring.scorer import rewards_of
 
 # The package exports a function of the same name.
 scoring = sys.modules["prefopt.scoring.score"]

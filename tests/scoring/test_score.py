@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import tiny
 import torch
+from parity import InFloat64
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -23,8 +24,7 @@ from prefopt.models import make_reference
 from prefopt.models.load import ModelSettings
 from prefopt.objectives import get_objective
 from prefopt.scoring import Layout, rows_of, score, share_prompts, tiles
-from prefopt.scoring.parity import InFloat64
-from prefopt.steps import StepScorer
+from prefopt.scoring.scorer import StepScorer
 
 # The package exports a function of the same name.
 scoring = sys.modules["prefopt.scoring.score"]

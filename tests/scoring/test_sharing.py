@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from parity import ARCHITECTURES, parity
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from prefopt.scoring import Layout, attention, score, share_prompts, sharing, why_not_shared
 from prefopt.scoring.flat import Flat, Span
-from prefopt.scoring.parity import ARCHITECTURES, parity
 
 PADDED = {"gpt-neo", "bloom", "falcon", "stablelm", "jamba", "falcon-h1", "lfm2", "bamba"}
 

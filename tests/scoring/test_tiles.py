@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prefopt.errors import UsageError
+from prefopt.core.errors import UsageError
 from prefopt.scoring import Layout, rows_of, score, tiles
 from prefopt.scoring.head import AfterHead, LinearHead
 from prefopt.scoring.score import STATISTICS

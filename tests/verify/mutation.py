@@ -16,23 +16,24 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-import torch  # noqa: E402
-from equivalent import EQUIVALENT  # noqa: E402
-from near_optimum import keeps_its_digits, near_optimum  # noqa: E402
-from references import reference  # noqa: E402
+import torch
+from equivalent import EQUIVALENT
+from near_optimum import keeps_its_digits, near_optimum
+from references import reference
 
-from prefopt import objectives  # noqa: E402
-from prefopt.batches import Batch, Ranked  # noqa: E402
-from prefopt.objective import Objective, State  # noqa: E402
-from prefopt.policy_gradient import PolicyGradient  # noqa: E402
-from prefopt.registry import REGISTRY  # noqa: E402
-from prefopt.verify.cases import REGIMES, Draw, Response, Seeded  # noqa: E402
-from prefopt.verify.contract import CONTRACT, finite  # noqa: E402
-from prefopt.verify.evaluation import evaluate, loss_of, state_of  # noqa: E402
-from prefopt.verify.leaves import leaves  # noqa: E402
-from prefopt.verify.mathematics import JUMP, STEP, Reference, Slopes, check_gradient, check_value  # noqa: E402
-from prefopt.verify.mutate import Mutant, mutants, unchanged  # noqa: E402
-from prefopt.verify.search import Trial, sample, trial  # noqa: E402
+from prefopt import objectives
+from prefopt.core.batches import Batch, Ranked
+from prefopt.core.loss import State
+from prefopt.core.objective import Objective
+from prefopt.core.policy_gradient import PolicyGradient
+from prefopt.core.registry import REGISTRY
+from prefopt.verify.cases import REGIMES, Draw, Response, Seeded
+from prefopt.verify.contract import CONTRACT, finite
+from prefopt.verify.evaluation import evaluate, loss_of, state_of
+from prefopt.verify.leaves import leaves
+from prefopt.verify.mathematics import JUMP, STEP, Reference, Slopes, check_gradient, check_value
+from prefopt.verify.mutate import Mutant, mutants, unchanged
+from prefopt.verify.search import Trial, sample, trial
 
 TOLERANCE = 1e-9
 

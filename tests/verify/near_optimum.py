@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from prefopt import get_objective
-from prefopt.batches import Batch, Pairs, Ranked
+from prefopt.core.batches import Batch, Pairs, Ranked
 from prefopt.verify.cases import Draw, Response
 from prefopt.verify.evaluation import loss_of, state_of
 from prefopt.verify.mathematics import Reference

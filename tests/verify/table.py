@@ -15,17 +15,17 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-import torch  # noqa: E402
-from equivalent import EQUIVALENT  # noqa: E402
-from mutation import survivors  # noqa: E402
-from references import reference  # noqa: E402
+import torch
+from equivalent import EQUIVALENT
+from mutation import survivors
+from references import reference
 
-from prefopt import objectives  # noqa: E402
-from prefopt.registry import REGISTRY  # noqa: E402
-from prefopt.verify.contract import CONTRACT, finite  # noqa: E402
-from prefopt.verify.evidence import CLASSES, evidence, verdict  # noqa: E402
-from prefopt.verify.mathematics import check_gradient, check_value  # noqa: E402
-from prefopt.verify.search import Trial, corners, search, trial  # noqa: E402
+from prefopt import objectives
+from prefopt.algorithms.evidence import CLASSES, evidence, verdict
+from prefopt.core.registry import REGISTRY
+from prefopt.verify.contract import CONTRACT, finite
+from prefopt.verify.mathematics import check_gradient, check_value
+from prefopt.verify.search import Trial, corners, search, trial
 
 PAGE = "docs/certification.md"
 EXAMPLES = 25

@@ -4,9 +4,9 @@ import pytest
 
 pytest.importorskip("trl")
 
+from prefopt.algorithms.evidence import PARITY, evidence
 from prefopt.objectives import names
 from prefopt.verify.against_trl import compare
-from prefopt.verify.evidence import PARITY, evidence
 
 DIFFERENT = {
     ("sigmoid, label_smoothing=0.1", "cdpo"): "label_smoothing has no effect",

@@ -10,7 +10,7 @@ from published import tensor
 from torch import Tensor
 
 from prefopt import get_objective
-from prefopt.batches import Completions, Labelled, Pairs, TokenLogps
+from prefopt.core.batches import Completions, Labelled, Pairs, TokenLogps
 
 ENTRIES = published.entries("core")
 

@@ -1,4 +1,4 @@
-"""The evidence that `prefopt.verify.evidence` names is there, and the page that lists it is up to date in its names."""
+"""The evidence that `algorithms.evidence` names is there, and the page that lists it is up to date in its names."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from equivalent import EQUIVALENT
 from table import PAGE
 
 from prefopt import objectives
-from prefopt.registry import ALIASES, REGISTRY
-from prefopt.verify import evidence as module
-from prefopt.verify.evidence import CLASSES, PARITY, evidence
+from prefopt.algorithms import evidence as module
+from prefopt.algorithms.evidence import CLASSES, PARITY, evidence
+from prefopt.core.registry import ALIASES, REGISTRY
 from prefopt.verify.mutate import mutants
 
 ROOT = Path(__file__).parents[2]

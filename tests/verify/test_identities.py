@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from prefopt import get_objective
-from prefopt.batches import Completions, Labelled, Pairs, Ranked
-from prefopt.objective import Needs, Objective
+from prefopt.core.batches import Completions, Labelled, Pairs, Ranked
+from prefopt.core.needs import Needs
+from prefopt.core.objective import Objective
 from prefopt.verify.cases import Seeded, draw
 from prefopt.verify.evaluation import evaluate, loss_of, state_of
 from prefopt.verify.leaves import leaves, with_leaves

@@ -8,7 +8,7 @@ import torch
 from references import reference
 
 from prefopt import get_objective
-from prefopt.batches import Completions, Pairs
+from prefopt.core.batches import Completions, Pairs
 from prefopt.verify.cases import Draw, Response
 from prefopt.verify.evaluation import state_of
 from prefopt.verify.mathematics import Reference, check_gradient

@@ -7,7 +7,7 @@ import torch
 from references import reference
 
 from prefopt import get_objective
-from prefopt.batches import Completions, Pairs
+from prefopt.core.batches import Completions, Pairs
 from prefopt.verify import Seeded, draw
 from prefopt.verify.evaluation import Curvature, loss_of, state_of
 from prefopt.verify.mathematics import entries

@@ -12,7 +12,7 @@ from common import lot, mean
 from mpmath import fsum, log, mpf, sqrt, workdps
 
 from prefopt import get_objective
-from prefopt.batches import Batch, Completions, Labelled, Pairs
+from prefopt.core.batches import Batch, Completions, Labelled, Pairs
 from prefopt.verify import Seeded, draw
 from prefopt.verify.leaves import size, take
 

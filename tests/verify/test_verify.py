@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt import get_objective
-from prefopt.batches import Labelled, Pairs
-from prefopt.errors import UsageError
-from prefopt.objective import About, Needs, Objective, State, Term, parameter
+from prefopt.core.batches import Labelled, Pairs
+from prefopt.core.errors import UsageError
+from prefopt.core.loss import State, Term
+from prefopt.core.needs import About, Needs
+from prefopt.core.objective import Objective
+from prefopt.core.settings import parameter
 from prefopt.verify import Report, Seeded, draw, main_verify, mutants, verify
 from prefopt.verify.contract import CONTRACT, finite
 from prefopt.verify.probes import declared, hyperparameters_act

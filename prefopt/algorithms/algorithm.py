@@ -1,0 +1,189 @@
+"""The named assemblies: an objective, where its examples come from, and a recipe of training arguments."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefopt.algorithms.online import CriticSettings, Online, online_algorithms
+from prefopt.algorithms.recipes import Recipe, recipe_for
+from prefopt.core import registry
+from prefopt.core.batches import Pairs, Rollouts
+from prefopt.core.errors import UsageError, did_you_mean
+from prefopt.core.needs import About
+from prefopt.core.objective import Combined, Objective, describe
+from prefopt.core.settings import check_parameter
+from prefopt.objectives import get_objective, names
+from prefopt.rollouts.rollout import MIXTURE, REFERENCE, Source
+from prefopt.rollouts.schedule import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """What a trainer runs.
+
+    Attributes:
+        name: the word it is called by; of a weighted sum, the text that writes it.
+        objective: the loss.
+        recipe: training arguments that suit it.
+        about: where it comes from.
+        source: None where examples come from a dataset; else what makes examples of sampled completions.
+        plan: how often what was sampled is used.
+        critic: the critic, of an algorithm that has one.
+        generation: defaults of `GenerationSettings`.
+    """
+
+    name: str
+    objective: Objective
+    recipe: Recipe
+    about: About
+    source: Source | None = None
+    plan: Plan = field(default_factory=Plan)
+    critic: CriticSettings | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def online(self) -> bool:
+        return self.source is not None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss, the credit or the sampling looks at a reference."""
+        if self.objective.needs.reference or self.source is None:
+            return self.objective.needs.reference
+        return "ref_logps" in self.source.needs or not {REFERENCE, MIXTURE}.isdisjoint(self.source.samplers)
+
+    @property
+    def uses_ratio(self) -> bool:
+        """Whether the loss divides by the probability at sampling time, which must then be that of the whole law."""
+        return self.objective.needs.batch is Rollouts
+
+    @property
+    def data_kind(self) -> str:
+        """What the dataset must hold: pairs, labelled, ranked, demonstrations, or prompts."""
+        return "prompts" if self.online else self.objective.needs.batch.kind
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the summands of a weighted sum; empty for everything else."""
+        return tuple(one.name for _, one in self.objective.members) if isinstance(self.objective, Combined) else ()
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What has hyperparameters: the objective and, online, the source, the plan and the critic."""
+        objective = () if self.parts else (self.objective,)
+        online = (self.source, self.plan, self.critic) if self.online else ()
+        return (*objective, *(one for one in online if one is not None))
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """By name; a weighted sum has none of its own, those of its parts stand in its name."""
+        own = {"objective": describe(self.objective)} if self.name == "online" else {}
+        return own | {name: value for one in self.settings for name, value in dataclasses.asdict(one).items()}
+
+
+def algorithms() -> list[str]:
+    """The names of all algorithms, sorted."""
+    offline = [name for name in names() if registry.REGISTRY[name].cls.needs.batch is not Rollouts]
+    return sorted({*offline, *online_algorithms()})
+
+
+def get_algorithm(name: str | Objective, **hyperparameters: Any) -> Algorithm:
+    """The algorithm called ``name``, with hyperparameters of its own; or the one that trains with an objective.
+
+    Example:
+        >>> get_algorithm("dpo", beta=0.05)
+        >>> get_algorithm("dpo(beta=0.05) + 0.2*sft")
+        >>> get_algorithm("ppo", kl_coef=0.1, passes=2)
+        >>> get_algorithm("online", objective="ipo", tau=0.05)
+
+    Raises:
+        UsageError: an unknown or ambiguous name, an unknown hyperparameter, or a value out of bounds.
+    """
+    if isinstance(name, Objective):
+        if hyperparameters:
+            raise UsageError(f"this objective has its hyperparameters already: leave {', '.join(hyperparameters)} out.")
+        return _assembled(name, name.name or type(name).__name__)
+    known = online_algorithms()
+    aliases = {alias: target for target, one in known.items() for alias in one.aliases}
+    name = aliases.get(name, name)
+    return _online(name, known[name], hyperparameters) if name in known else _offline(name, hyperparameters, aliases)
+
+
+def _online(name: str, online: Online, given: dict[str, Any]) -> Algorithm:
+    objective = get_objective(_objective_of(name, online, given))
+    rooms = [type(objective), online.source, Plan, *([CriticSettings] if online.critic else [])]
+    parameters = [() if room is Combined else dataclasses.fields(room) for room in rooms]
+    fields = [[one.name for one in own] for own in parameters]
+    known = [name for own in fields for name in own]
+    for key in given:
+        if key not in [*known, "objective"]:
+            listed = ", ".join(["objective", *known] if online.objective is None else known)
+            raise UsageError(
+                f"{name} has no hyperparameter {key!r}.{did_you_mean(key, known)} It has {listed}; "
+                "how completions are sampled is set by generation=."
+            )
+    for one in itertools.chain(*parameters):
+        if one.name in given:
+            check_parameter(name, one, given[one.name])
+    own, of_source, of_plan, *of_critic = [{k: given[k] for k in names if k in given} for names in fields]
+    return Algorithm(
+        name=name,
+        objective=dataclasses.replace(objective, **own),
+        source=online.source(**of_source),
+        plan=Plan(**{**online.plan, **of_plan}),
+        critic=CriticSettings(**of_critic[0]) if of_critic else None,
+        generation=online.generation,
+        recipe=recipe_for(name),
+        about=online.about,
+    )
+
+
+def _objective_of(name: str, online: Online, given: dict[str, Any]) -> str:
+    """The text of the objective; the user's where the algorithm takes any pairwise one."""
+    if online.objective is not None:
+        if "objective" in given:
+            raise UsageError(f"{name} has an objective of its own; `online` takes any pairwise one.")
+        return online.objective
+    text = given.get("objective", "dpo")
+    chosen = text if isinstance(text, Objective) else get_objective(text)
+    if chosen.needs.batch is not Pairs or chosen.needs.rewards:
+        kind = "a reward model's" if chosen.needs.rewards else f"on {chosen.needs.batch.kind}"
+        raise UsageError(
+            f"{name}: objective={describe(chosen)!r} is {kind}; it must be a loss on pairs, such as 'ipo'."
+        )
+    missing = {"preference", "rated_margin", "sampled_by_reference"} & set(chosen.needs.labels)
+    if missing:
+        raise UsageError(f"{name}: objective={describe(chosen)!r} needs {', '.join(missing)}, which no reward gives.")
+    return describe(chosen)
+
+
+def _offline(text: str, hyperparameters: dict[str, Any], aliases: Mapping[str, str]) -> Algorithm:
+    names()
+    sampled = [*online_algorithms(), *aliases]
+    known = [*registry.REGISTRY, *registry.ALIASES, *registry.AMBIGUOUS, *sampled]
+    if text.isidentifier() and text not in known:
+        raise UsageError(f"there is no algorithm {text!r}.{did_you_mean(text, known)} `prefopt algorithms` lists all.")
+    sampling = [word for word in re.findall(r"\w+", text) if word in sampled]
+    if sampling:
+        raise UsageError(f"{sampling[0]} samples its own data: name it alone, and give its hyperparameters apart.")
+    objective = get_objective(text, **hyperparameters)
+    name = text.split("(")[0].strip()
+    return _assembled(objective, registry.ALIASES.get(name, name))
+
+
+def _assembled(objective: Objective, name: str) -> Algorithm:
+    if objective.needs.batch is Rollouts:
+        raise UsageError(f"{name} learns from sampled completions with advantages: it is a part of ppo and its kin.")
+    first, about = name, objective.about
+    if isinstance(objective, Combined):
+        name, first = objective.name, objective.members[0][1].name
+        about = dataclasses.replace(objective.about, formula=_formula(objective))
+    recipe = recipe_for(first, coupled=objective.needs.coupled)
+    return Algorithm(name=name, objective=objective, recipe=recipe, about=about)
+
+
+def _formula(objective: Combined) -> str:
+    return " + ".join(f"{weight:g} · ({one.about.formula})" for weight, one in objective.members)

@@ -1,0 +1,124 @@
+"""Objectives by name: registration, aliases, presets, and the errors for names that are not there."""
+
+import ast
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from prefopt.core.errors import UsageError, did_you_mean
+from prefopt.core.objective import Objective
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: the class behind it and the hyperparameters that the name fixes."""
+
+    name: str
+    cls: type[Objective]
+    fixed: Mapping[str, Any]
+
+
+REGISTRY: dict[str, Entry] = {}
+ALIASES: dict[str, str] = {}
+AMBIGUOUS: dict[str, tuple[str, ...]] = {}
+
+O = TypeVar("O", bound=Objective)  # noqa: E741
+
+
+def register(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[type[O]], type[O]]:
+    """Class decorator: make an objective known under ``name``. An alias must be the very same loss.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+
+    def decorate(cls: type[O]) -> type[O]:
+        _claim(name)
+        cls.name = name
+        REGISTRY[name] = Entry(name, cls, {})
+        for alias in aliases:
+            _claim(alias)
+            ALIASES[alias] = name
+        return cls
+
+    return decorate
+
+
+def register_preset(name: str, base: str, **fixed: Any) -> None:
+    """Make ``name`` mean the objective ``base`` with some hyperparameters fixed (shown as such by `explain`)."""
+    _claim(name)
+    REGISTRY[name] = Entry(name, REGISTRY[base].cls, fixed)
+
+
+def ambiguous(name: str, *choices: str) -> None:
+    """Refuse ``name``, because the literature uses it for several losses, and say for which."""
+    AMBIGUOUS[name] = choices
+
+
+def lookup(name: str) -> Entry:
+    """The entry registered under a name or an alias.
+
+    Raises:
+        UsageError: the name is unknown (with the nearest one) or ambiguous (with the choices).
+    """
+    if name in AMBIGUOUS:
+        raise UsageError(f"{name!r} names several losses; choose {' or '.join(map(repr, AMBIGUOUS[name]))}.")
+    key = ALIASES.get(name, name)
+    if key not in REGISTRY:
+        near = did_you_mean(name, [*REGISTRY, *ALIASES])
+        raise UsageError(f"there is no objective {name!r}.{near} `prefopt algorithms` lists all.")
+    return REGISTRY[key]
+
+
+def build(name: str, **hyperparameters: Any) -> Objective:
+    """Make the objective registered under ``name``, which may carry hyperparameters: ``"dpo(beta=0.2)"``.
+
+    Raises:
+        UsageError: an unknown name, an unknown hyperparameter, one that the name fixes, or a value out of bounds.
+    """
+    if "(" in name:
+        name, written = parse_call(name)
+        twice = written.keys() & hyperparameters
+        if twice:
+            raise UsageError(f"{name}: {', '.join(sorted(twice))} is given twice, inside the brackets and outside.")
+        return build(name, **written, **hyperparameters)
+    entry = lookup(name)
+    known = [field.name for field in dataclasses.fields(entry.cls)]
+    for key in hyperparameters:
+        if key in entry.fixed:
+            raise UsageError(f"{name} fixes {key}={entry.fixed[key]!r}; use {entry.cls.name!r} to choose it.")
+        if key not in known:
+            has = f"It has {', '.join(known)}." if known else "It has no hyperparameters."
+            raise UsageError(f"{name} has no hyperparameter {key!r}.{did_you_mean(key, known)} {has}")
+    return entry.cls(**entry.fixed, **hyperparameters)
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Read ``name`` or ``name(key=value, ...)``; a value is a number, true, false, or a word with or without quotes.
+
+    Raises:
+        UsageError: the text is something else.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            return node.func.id, {keyword.arg: _literal(keyword) for keyword in node.keywords}
+    except (SyntaxError, ValueError):
+        pass
+    raise UsageError(f"cannot read {text!r}; write an objective as 'dpo' or 'dpo(beta=0.2)'.")
+
+
+def _literal(keyword: ast.keyword) -> Any:
+    if keyword.arg is None:
+        raise ValueError("**")
+    if isinstance(keyword.value, ast.Name):
+        return {"true": True, "false": False}.get(keyword.value.id, keyword.value.id)
+    return ast.literal_eval(keyword.value)
+
+
+def _claim(name: str) -> None:
+    if name in REGISTRY or name in ALIASES:
+        raise UsageError(f"an objective named {name!r} is registered already; choose another name.")

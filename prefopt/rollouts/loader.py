@@ -1,0 +1,245 @@
+"""The training data of an online run: micro-batches made of the policy's own completions."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from prefopt.core.errors import UsageError
+from prefopt.data import TokenizedDataset, TokenizedExample, collate
+from prefopt.rollouts.collector import RolloutMaker
+from prefopt.rollouts.schedule import Plan
+
+
+class PromptStream:
+    """The prompts of a dataset, over and over, in an order of their own in every epoch; each process takes its share.
+
+    Args:
+        dataset: of prompts.
+        seed: of the orders.
+        world, rank: number of processes, and which one this is.
+    """
+
+    def __init__(self, dataset: TokenizedDataset, seed: int, *, world: int = 1, rank: int = 0) -> None:
+        self.dataset, self.seed, self.world, self.rank = dataset, seed, world, rank
+        self.place = 0
+
+    def draw(self, number: int) -> list[TokenizedExample]:
+        """The next ones of this process. All processes must ask for as many."""
+        drawn = []
+        for _ in range(number):
+            epoch, position = divmod(self.place * self.world + self.rank, len(self.dataset))
+            drawn.append(self.dataset[int(self._order(epoch)[position])])
+            self.place += 1
+        return drawn
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        return self._permutation
+
+
+def dealt(
+    prompts: Sequence[tuple[int, int]], random: np.random.Generator, minibatches: int, accumulation: int
+) -> list[np.ndarray]:
+    """The examples of every micro-batch of a pass over a rollout.
+
+    A step's are drawn at random, and those of one prompt go together in it. What a step adds up to does not depend on
+    how it is cut; so prompts are shared, or padded to one length.
+
+    Args:
+        prompts: length and number of the prompt of every example.
+        random: of the drawing.
+        minibatches: steps in a pass.
+        accumulation: micro-batches in a step.
+    """
+    made = []
+    for rows in np.array_split(random.permutation(len(prompts)), minibatches):
+        together = sorted(range(len(rows)), key=lambda i, rows=rows: prompts[rows[i]])
+        made += np.array_split(rows[together], accumulation)
+    return made
+
+
+class RolloutLoader:
+    """Iterates over micro-batches that are sampled when they are asked for, so a rollout sees the newest weights.
+
+    It must not be wrapped in a loader that fetches ahead. It goes on where it was when it is iterated over again, and
+    `save` and `load` bring it to the same place in another process.
+
+    Args:
+        maker: makes examples of prompts.
+        prompts: where they come from.
+        plan: how often they are used.
+        micro_batch: prompts per micro-batch.
+        accumulation: micro-batches per optimizer step.
+        seed: of sampling and of the order within a rollout.
+        begin: called before a rollout that is a new round (`Plan.renew_reference`).
+        restart: called when a new round has been sampled (`Plan.restart`).
+    """
+
+    def __init__(
+        self,
+        maker: RolloutMaker,
+        prompts: PromptStream,
+        plan: Plan,
+        *,
+        micro_batch: int,
+        accumulation: int,
+        seed: int,
+        begin: Callable[[], None] | None = None,
+        restart: Callable[[], None] | None = None,
+    ) -> None:
+        self.maker, self.prompts, self.plan = maker, prompts, plan
+        self.dataset = prompts.dataset
+        self.accumulation = accumulation
+        self.per_pass = plan.minibatches * accumulation
+        self.size = self.per_pass * micro_batch
+        self.seed, self.begin, self.restart = seed, begin, restart
+        self.number = 0
+        self.given = 0
+        self._examples: list[TokenizedExample] = []
+        self._cursor = 0
+        self._skip = False
+
+    def __len__(self) -> int:
+        """Micro-batches that make up an epoch: about one pass over the prompts, in whole rollouts."""
+        rollouts = -(-len(self.dataset) // (self.size * self.prompts.world))
+        return rollouts * self.plan.passes * self.per_pass
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            yield self._next()
+            if self.given % len(self) == 0:
+                return
+
+    def leave(self) -> None:
+        """Use the current rollout no more; the next micro-batch begins another one."""
+        self._skip = True
+
+    def _next(self) -> dict[str, Any]:
+        if not self._examples or self._skip or self._cursor == self.plan.passes * self.per_pass:
+            self._renew()
+        rows = self._rows(*divmod(self._cursor, self.per_pass))
+        self._cursor += 1
+        self.given += 1
+        return collate([self._examples[i] for i in rows], pad_token_id=self.maker.pad_token_id)
+
+    def _rows(self, place: int, chunk: int) -> np.ndarray:
+        """The examples of a micro-batch."""
+        random = np.random.default_rng([self.seed, self.number, place, self.prompts.rank])
+        prompts = [(len(example.prompt), example.id) for example in self._examples]
+        return dealt(prompts, random, self.plan.minibatches, self.accumulation)[chunk]
+
+    def _renew(self) -> None:
+        if self.begin is not None and self.plan.renew_reference and self.number > 0:
+            self.begin()
+        self.number += 1
+        seed = int(np.random.SeedSequence([self.seed, self.number, self.prompts.rank]).generate_state(1)[0])
+        self._examples = self.maker.make(self.prompts.draw, self.size, least=self.per_pass, seed=seed)
+        self._cursor, self._skip = 0, False
+        if self.restart is not None and self.plan.restart and self.number > 1:
+            self.restart()
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the rollout and the place in it; one pair of files for each process."""
+        arrays: dict[str, np.ndarray] = {}
+        labels = []
+        for i, example in enumerate(self._examples):
+            arrays[f"{i}/prompt"] = example.prompt
+            arrays |= {f"{i}/completion/{k}": ids for k, ids in enumerate(example.completions)}
+            arrays |= {f"{i}/{name}": value for name, value in example.labels.items() if isinstance(value, np.ndarray)}
+            plain = {name: value for name, value in example.labels.items() if not isinstance(value, np.ndarray)}
+            labels.append({"id": int(example.id), "completions": len(example.completions), "labels": plain})
+        place = {
+            "world": self.prompts.world,
+            "micro_batches": self.plan.passes * self.per_pass,
+            "number": self.number,
+            "given": self.given,
+            "cursor": self._cursor,
+            "skip": self._skip,
+            "prompts": self.prompts.place,
+            "kl_coef": self.maker.controller.coefficient,
+            "examples": labels,
+        }
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, self._file(folder, "safetensors")
+        )
+        self._file(folder, "json").write_text(json.dumps(place) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Go on where `save` was called; nothing happens if it was not.
+
+        Raises:
+            UsageError: another number of processes saved it.
+        """
+        first = Path(folder) / "rollout-0.json"
+        if not first.is_file():
+            return
+        world = json.loads(first.read_text())["world"]
+        if world != self.prompts.world:
+            raise UsageError(
+                f"{folder} was written by {world} processes, each with a rollout of its own, and there are "
+                f"{self.prompts.world} now: resume with as many."
+            )
+        place = json.loads(self._file(folder, "json").read_text())
+        arrays = load_file(self._file(folder, "safetensors"))
+        self.number, self.given, self._cursor = place["number"], place["given"], place["cursor"]
+        self._skip, self.prompts.place = place["skip"], place["prompts"]
+        self.maker.controller.coefficient = place["kl_coef"]
+        own: dict[int, dict[str, np.ndarray]] = {i: {} for i in range(len(place["examples"]))}
+        for name, array in arrays.items():
+            number, key = name.split("/", 1)
+            own[int(number)][key] = array
+        self._examples = [_restored(row, own[i]) for i, row in enumerate(place["examples"])]
+        if place["micro_batches"] != self.plan.passes * self.per_pass:
+            # Batch sizes or the plan are others now: the place in this rollout has no meaning.
+            self.leave()
+
+    def _file(self, folder: Path, ending: str) -> Path:
+        return Path(folder) / f"rollout-{self.prompts.rank}.{ending}"
+
+
+def _longest(example: TokenizedExample) -> int:
+    """Tokens of its longest row."""
+    return len(example.prompt) + max(map(len, example.completions))
+
+
+def _restored(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> TokenizedExample:
+    completions = tuple(arrays.pop(f"completion/{k}") for k in range(row["completions"]))
+    return TokenizedExample(row["id"], arrays.pop("prompt"), completions, None, row["labels"] | arrays)
+
+
+class EvaluationRollouts:
+    """A rollout of the prompts of a dataset, always with the same seed, in micro-batches.
+
+    Args:
+        maker: makes examples of prompts.
+        dataset: of prompts.
+        batch_size: prompts per batch and process.
+        seed: of the sampling.
+        world, rank: number of processes, and which one this is.
+    """
+
+    def __init__(
+        self, maker: RolloutMaker, dataset: TokenizedDataset, batch_size: int, *, seed: int, world: int, rank: int
+    ) -> None:
+        self.maker, self.dataset, self.batch_size = maker, dataset, batch_size
+        self.seed, self.world, self.rank = seed, world, rank
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        own = np.array_split(np.arange(len(self.dataset)), self.world)[self.rank]
+        seed = int(np.random.SeedSequence([self.seed, self.rank]).generate_state(1)[0])
+        # One rollout: what a source takes over all of it (whitening, for one) must not depend on the batch size.
+        examples = self.maker.evaluate([self.dataset[int(i)] for i in own], seed) if len(own) else []
+        size = max(1, -(-len(examples) * self.batch_size // max(1, len(own))))
+        for start in range(0, len(examples), size):
+            yield collate(examples[start : start + size], pad_token_id=self.maker.pad_token_id)

@@ -1,0 +1,148 @@
+"""What is known of an optimizer step before any of its losses: the reference, the objective's state, and counts."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from prefopt.core.counts import global_counts
+from prefopt.core.errors import UsageError
+from prefopt.core.loss import State
+from prefopt.data.collate import join_reference
+from prefopt.scoring import in_half, lengths_of
+from prefopt.scoring.scorer import MicroBatch, StepScorer
+from prefopt.training.splitting import Portions
+
+# Nats per token by which policy and reference may differ at the start; equal weights give 0 on one machine.
+START_TOLERANCE = 1e-3
+# How many times what two passes of the same policy differ by is taken for the same, in half precision.
+NOISE = 4.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is the same for all micro-batches of an optimizer step.
+
+    Attributes:
+        denominators: counts over all micro-batches and ranks, by unit.
+        state: the objective's state for this step.
+    """
+
+    denominators: Mapping[str, float]
+    state: State
+
+
+class Preparation:
+    """Goes over all micro-batches of a step, without gradient, before the losses do.
+
+    Args:
+        scorer: of the objective.
+        accelerator: of the processes that train.
+        portions: in which micro-batches are scored that do not fit into memory.
+        starts_equal: whether policy and reference must be the same model at step 0, which the first call checks.
+    """
+
+    def __init__(self, scorer: StepScorer, accelerator: Accelerator, portions: Portions, *, starts_equal: bool) -> None:
+        self.scorer, self.accelerator, self.portions = scorer, accelerator, portions
+        self.starts_equal = starts_equal
+        self._known: tuple[nn.Module | None, nn.Module | None] = (None, None)
+
+    @torch.no_grad()
+    def step(self, model: nn.Module, batches: list[MicroBatch], state: State) -> Step:
+        """Add the reference's log-probs to the micro-batches of a step, and let the objective prepare it.
+
+        Args:
+            model: the policy, as it is trained.
+            batches: of this process; from `collate`, on its device.
+            state: the objective's, as the last step left it.
+        """
+        model.eval()
+        observed: list[dict[str, Tensor]] = []
+        with self.accelerator.autocast():
+            for batch in batches:
+                self.add_reference(model, batch)
+            self._check_start(model, batches[0])
+            for batch in batches:
+                observed += self._observe(model, batch)
+        counts = [self.scorer.counts(batch) for batch in batches]
+        denominators = global_counts(counts, self.accelerator.gather, self.accelerator.device)
+        return Step(denominators, self.scorer.objective.prepare(state, self._gather(observed)))
+
+    @torch.no_grad()
+    def evaluation(self, model: nn.Module, batches: Iterable[MicroBatch], state: State) -> State:
+        """The state for a whole dataset: what is remembered stays as it is, what belongs to a step spans all of it."""
+        observed: list[dict[str, Tensor]] = []
+        if self.scorer.objective.needs.observes:
+            for batch in batches:
+                self.add_reference(model, batch)
+                observed += self._observe(model, batch)
+        gathered = self._gather(observed)
+        if self.scorer.objective.needs.observes and not gathered:
+            return state
+        return self.scorer.objective.prepare(state, gathered, frozen=True)
+
+    @torch.no_grad()
+    def reference_logps(self, model: nn.Module, batch: MicroBatch) -> list[np.ndarray]:
+        """Of rows with one completion each, the reference's log-probs of the tokens that count."""
+        model.eval()
+        with self.accelerator.autocast():
+            self.add_reference(model, batch)
+            self._check_start(model, batch)
+        parts = batch["ref_logps"].cpu().split(lengths_of(batch["completion_mask"]).tolist())
+        return [part.numpy() for part in parts]
+
+    def add_reference(self, model: nn.Module, batch: MicroBatch) -> None:
+        """Add what is missing of the reference's log-probs."""
+        policy = self._unwrapped(model)
+        parts: list[tuple[int, int, Mapping[str, Any]]] = []
+
+        def score(part: MicroBatch, start: int, end: int) -> None:
+            self.scorer.score_reference(policy, part)
+            parts.append((start, end, part))
+
+        self.portions.each(batch, score)
+        if len(parts) > 1 and self.scorer.objective.needs.reference:
+            join_reference(batch, parts)
+
+    def _unwrapped(self, model: nn.Module) -> nn.Module:
+        """Without the wrappers of parallel training; accelerate looks through all modules for that each time."""
+        if model is not self._known[0]:
+            self._known = model, self.accelerator.unwrap_model(model)
+        return self._known[1]
+
+    def _observe(self, model: nn.Module, batch: MicroBatch) -> list[dict[str, Tensor]]:
+        """What `prepare` must see of a micro-batch, in one or more parts."""
+        policy = self._unwrapped(model)
+        observed: list[dict[str, Tensor]] = []
+        self.portions.each(batch, lambda part, *_: observed.append(self.scorer.observe(policy, part)))
+        return observed
+
+    def _gather(self, observed: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Concatenate observations over micro-batches and ranks, on this rank's device."""
+        if not self.scorer.objective.needs.observes:
+            return {}
+        parts = observed
+        if self.accelerator.num_processes > 1:
+            parts = gather_object([{key: value.cpu() for key, value in part.items()} for part in observed])
+        device = self.accelerator.device
+        return {key: torch.cat([part[key] for part in parts]).to(device) for key in parts[0]} if parts else {}
+
+    def _check_start(self, model: nn.Module, batch: MicroBatch) -> None:
+        """Policy and reference are the same model at step 0 unless another reference was asked for."""
+        if not self.starts_equal:
+            return
+        self.starts_equal = False
+        gap = self.scorer.gap(model, batch)
+        # Kernels that leave the order of their sums open (experts of a mixture, on a card) show in half precision.
+        if gap <= START_TOLERANCE or (in_half(model) and gap <= NOISE * self.scorer.noise(model, batch)):
+            return
+        raise UsageError(
+            f"at step 0 the policy differs from its reference by up to {gap:.3g} nats per token, although no "
+            "reference was given: the adapter does not start at zero (init_lora_weights), or the model draws "
+            "random numbers (dropout). Pass reference= if that is meant."
+        )
