@@ -15,7 +15,8 @@ from jaxtyping import install_import_hook
 
 # Before anything imports prefopt. The kit that tests the rest is left out: it calls itself a million times.
 ROOMS = [room.name for room in pkgutil.iter_modules([str(HERE.parent / "prefopt")]) if room.name != "verify"]
-if os.environ.get("PREFOPT_CERTIFY", "quick") == "quick":  # twice as slow, and shapes do not depend on the profile
+# Twice as slow, and shapes do not depend on the profile; PREFOPT_SHAPES=off is for a quick look at a single test.
+if os.environ.get("PREFOPT_CERTIFY", "quick") == "quick" and os.environ.get("PREFOPT_SHAPES") != "off":
     install_import_hook([f"prefopt.{room}" for room in ROOMS], "typechecker.check")
 
 import pytest
