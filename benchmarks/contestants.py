@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 import prefopt
+from prefopt.core.micro_batch import MicroBatch
 from prefopt.data import TokenizedDataset, TokenizedExample
 from prefopt.data.audit import Audit
 
@@ -184,17 +185,19 @@ class Prefopt(Contestant):
             TokenizedExample(i, np.array(p, np.int32), (np.array(c, np.int32), np.array(r, np.int32)))
             for i, (p, c, r) in enumerate(pairs)
         ]
-        return TokenizedDataset("pairs", examples, 8192, 0, Audit("pairs", len(pairs), len(pairs), 0, {}, 8192))
+        return TokenizedDataset("pairs", examples, 8192, 0, Audit("pairs", len(pairs), len(pairs), 0, [], 8192))
 
-    def batch(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+    def batch(self, pairs: Sequence[Pair]) -> MicroBatch:
         dataset = self._dataset(pairs)
         batch = dataset.collate(dataset.examples)
         if self.cached:
-            self.trainer.scorer.score_reference(self.trainer.policy, batch)
+            batch = self.trainer.scorer.score_reference(self.trainer.policy, batch)
         return batch
 
-    def share(self, batch: Mapping[str, Any]) -> Tensor:
-        batches, step = self.trainer.get_batch_samples(iter([dict(batch)]), 1, torch.device("cpu"))
+    def share(self, batch: MicroBatch) -> Tensor:
+        # A new one every time, without the layout that an earlier round has computed.
+        fresh = replace(batch, rows=replace(batch.rows))
+        batches, step = self.trainer.get_batch_samples(iter([fresh]), 1, torch.device("cpu"))
         return self.trainer.training_step(self.model, batches[0], step)
 
 

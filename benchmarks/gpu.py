@@ -139,7 +139,7 @@ PEAK_TFLOPS = {
 }
 """By the device's own name: dense bfloat16 with sums in float32, from the maker's data sheets."""
 
-# Tenths of the lengths of 277 public pairs (LLaMA-Factory's dpo_en_demo, tokenised as benchmarks/lengths.py does, rows
+# Tenths of the lengths of 277 public pairs (LLaMA-Factory's dpo_en_demo, tokenized as benchmarks/lengths.py does, rows
 # up to 2,048 tokens), and how their ranks correlate: what `--describe FILE` prints.
 QUANTILES = [
     [15, 32, 50, 80, 112, 158, 272, 523, 724, 966, 1553],

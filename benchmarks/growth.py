@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from prefopt.core.micro_batch import PaddedRows
 from prefopt.lab.charts import COLOURS, MARKERS, bare, standalone
 from prefopt.lab.measure import costing
-from prefopt.scoring import Layout, score, share_prompts
+from prefopt.scoring import score, share_prompts
 from prefopt.scoring.flat import Flat
 
 HERE = Path(__file__).parent
@@ -42,7 +43,7 @@ class Point:
     completion: int
     vocabulary: int = 8_000
 
-    def batch(self) -> dict[str, Tensor]:
+    def batch(self) -> PaddedRows:
         generator = torch.Generator().manual_seed(0)
 
         def draw(*shape: int) -> Tensor:
@@ -52,7 +53,7 @@ class Point:
         prompts = draw(self.prompts, self.prompt).repeat_interleave(self.completions, dim=0)
         ids = torch.cat([prompts, draw(rows, self.completion)], dim=1)
         counts = (torch.arange(ids.shape[1]) >= self.prompt).expand(ids.shape)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": counts}
+        return PaddedRows(input_ids=ids, attention_mask=torch.ones_like(ids), completion_mask=counts)
 
 
 SWEEPS: dict[str, tuple[str, dict[float, Point]]] = {
@@ -89,14 +90,13 @@ def model_of(vocabulary: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).train()
 
 
-def step(model: LlamaForCausalLM, batch: dict[str, Tensor], layout: Layout, way: str) -> None:
+def step(model: LlamaForCausalLM, batch: PaddedRows, way: str) -> None:
     """Forward and backward of a sum of log-probs."""
     if way == "plain":
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        logps = model(**inputs, use_cache=False).logits[:, :-1].log_softmax(dim=-1)
-        values = logps.gather(2, batch["input_ids"][:, 1:, None])[batch["completion_mask"][:, 1:]]
+        logps = model(**batch.inputs, use_cache=False).logits[:, :-1].log_softmax(dim=-1)
+        values = logps.gather(2, batch.input_ids[:, 1:, None])[batch.completion_mask[:, 1:]]
     else:
-        values = score(model, batch, layout)["logps"]
+        values = score(model, batch)["logps"]
     values.sum().backward()
     model.zero_grad()
 
@@ -109,7 +109,7 @@ def flops(model: LlamaForCausalLM, point: Point, way: str) -> float:
     rows, counted = point.prompts * point.completions, point.prompts * point.completions * point.completion
     places, scores = rows * length, rows * length**2 / 2
     if way == "shared":
-        places = Flat.of(batch, Layout.of(batch["input_ids"], batch["completion_mask"])).input_ids.numel()
+        places = Flat.of(batch).input_ids.numel()
         further = (point.completions - 1) * point.completion * (point.prompt + point.completion / 2)
         scores = point.prompts * (length**2 / 2 + further)
     head = model.lm_head.weight.numel() * (6 * places if way == "plain" else 8 * counted)
@@ -118,21 +118,20 @@ def flops(model: LlamaForCausalLM, point: Point, way: str) -> float:
 
 def measured(point: Point, rounds: int) -> dict[str, dict[str, float]]:
     batch = point.batch()
-    layout = Layout.of(batch["input_ids"], batch["completion_mask"])
     models = {way: model_of(point.vocabulary) for way in WAYS}
     share_prompts(models["rows"], on=False)
     seconds = dict.fromkeys(WAYS, float("inf"))
     for number in range(rounds + 1):
         for way in WAYS:
             began = time.perf_counter()
-            step(models[way], batch, layout, way)
+            step(models[way], batch, way)
             if number:
                 # The first round warms up; shared prompts are compared with single rows there.
                 seconds[way] = min(seconds[way], time.perf_counter() - began)
     found = {}
     for way in WAYS:
         with costing() as cost:
-            step(models[way], batch, layout, way)
+            step(models[way], batch, way)
         found[way] = {"seconds": seconds[way], "mb": cost.added_mb, "flops": flops(models[way], point, way)}
     return found
 

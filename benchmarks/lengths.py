@@ -3,7 +3,7 @@
     python benchmarks/lengths.py DATA...           # tokens only: exact, and the same on any hardware
     python benchmarks/lengths.py DATA... --time    # also steps of prefopt and TRL, about 50 minutes on two CPU cores
 
-DATA are files of pairs that `prefopt train dpo` reads. They are tokenised by a byte-pair encoding with 8,000 tokens
+DATA are files of pairs that `prefopt train dpo` reads. They are tokenized by a byte-pair encoding with 8,000 tokens
 that is trained on each file itself, so no tokenizer is downloaded; rows longer than ``--max-length`` are left out.
 
 Positions per pair, in micro-batches of 1, 4 and 8 pairs in a shuffled order: chosen and rejected rows padded to the
@@ -32,7 +32,6 @@ from transformers import PreTrainedTokenizerFast
 
 from prefopt.data import DataSettings, TokenizedDataset, TokenizedExample, collate, prepare_dataset
 from prefopt.data.read import load_rows
-from prefopt.scoring import Layout
 from prefopt.scoring.flat import Flat
 
 HERE = Path(__file__).parent
@@ -73,13 +72,12 @@ def pairs_of(path: Path, max_length: int) -> TokenizedDataset:
 
 def positions(examples: Sequence[TokenizedExample]) -> dict[str, int]:
     """What one micro-batch costs, in positions."""
-    batch = collate(examples)
-    layout = Layout.of(batch["input_ids"], batch["completion_mask"])
+    padded = collate(examples).rows
     return {
-        "padded": batch["input_ids"].numel(),
-        "unpadded": int(batch["attention_mask"].sum()),
-        "flat": Flat.of(batch, layout).input_ids.numel(),
-        "completions": len(layout.target),
+        "padded": padded.input_ids.numel(),
+        "unpadded": int(padded.attention_mask.sum()),
+        "flat": Flat.of(padded).input_ids.numel(),
+        "completions": len(padded.layout.target),
     }
 
 

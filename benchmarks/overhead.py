@@ -57,7 +57,7 @@ def dataset(case: Case) -> TokenizedDataset:
 
     number = PAIRS * STEPS
     examples = [TokenizedExample(i, draw(PROMPT), (draw(COMPLETION), draw(COMPLETION))) for i in range(number)]
-    return TokenizedDataset("pairs", examples, 8192, 0, Audit("pairs", number, number, 0, {}, 8192))
+    return TokenizedDataset("pairs", examples, 8192, 0, Audit("pairs", number, number, 0, [], 8192))
 
 
 class Bare:
@@ -76,7 +76,7 @@ class Bare:
         start = next(self.starts)
         batch = self.data.collate([self.data[i] for i in range(start, start + PAIRS)])
         self.model.eval()
-        self.scorer.score_reference(self.model, batch)
+        batch = self.scorer.score_reference(self.model, batch)
         self.model.train()
         loss = self.objective(self.scorer.container(self.model, batch)).mean()
         loss.backward()

@@ -2,7 +2,7 @@
 
     python benchmarks/padding.py DATA            # about 5 minutes on one CPU core
 
-DATA is a file of pairs that `prefopt train dpo` reads, tokenised as by `lengths.py`. In micro-batches of 1, 4 and 8
+DATA is a file of pairs that `prefopt train dpo` reads, tokenized as by `lengths.py`. In micro-batches of 1, 4 and 8
 pairs in a shuffled order: positions a pair that a model of each kind sees, over all of the file; and seconds a pair,
 forward and backward through ``score``, of small models with random weights (hidden 256, 4 layers, vocabulary 8,000,
 full fine-tune, float32), both ways interleaved, the fastest round of each micro-batch. Jamba, whose time in plain torch
@@ -21,11 +21,12 @@ from typing import Any
 import record
 import torch
 from lengths import BATCHES, batches_of, pairs_of
-from torch import Tensor, nn
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from prefopt.core.micro_batch import PaddedRows
 from prefopt.data import TokenizedDataset, collate
-from prefopt.scoring import Layout, in_parts, score, share_prompts
+from prefopt.scoring import in_parts, score, share_prompts
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -74,11 +75,11 @@ def models_of(kind: str) -> dict[str, nn.Module]:
     return models
 
 
-def collated(dataset: TokenizedDataset, size: int) -> list[dict[str, Tensor]]:
-    return [collate(batch) for batch in batches_of(dataset, size)]
+def collated(dataset: TokenizedDataset, size: int) -> list[PaddedRows]:
+    return [collate(batch).rows for batch in batches_of(dataset, size)]
 
 
-def positions(models: dict[str, nn.Module], batches: list[dict[str, Tensor]], size: int) -> dict[str, float]:
+def positions(models: dict[str, nn.Module], batches: list[PaddedRows], size: int) -> dict[str, float]:
     """A pair's, on average."""
     found = {}
     for way, model in models.items():
@@ -87,16 +88,15 @@ def positions(models: dict[str, nn.Module], batches: list[dict[str, Tensor]], si
     return found
 
 
-def seconds(models: dict[str, nn.Module], batches: list[dict[str, Tensor]], size: int, rounds: int) -> dict[str, float]:
+def seconds(models: dict[str, nn.Module], batches: list[PaddedRows], size: int, rounds: int) -> dict[str, float]:
     """A pair's, forward and backward."""
     best = {(way, i): float("inf") for way in WAYS for i in range(len(batches))}
     for _ in range(rounds):
         for number, batch in enumerate(batches):
-            layout = Layout.of(batch["input_ids"], batch["completion_mask"])
             for way, model in models.items():
                 model.zero_grad()
                 began = time.perf_counter()
-                score(model, batch, layout)["logps"].sum().backward()
+                score(model, batch)["logps"].sum().backward()
                 best[way, number] = min(best[way, number], time.perf_counter() - began)
     return {way: sum(best[way, i] for i in range(len(batches))) / (len(batches) * size) for way in WAYS}
 

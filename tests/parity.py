@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from prefopt.core.micro_batch import PaddedRows
 from prefopt.scoring.flat import Flat, Span, buckets_of
-from prefopt.scoring.layout import Layout
 from prefopt.scoring.passes import Pass, in_order, parts_of, pass_of
 from prefopt.scoring.sharing import arranged, flat_arguments, why_not_shared
 
@@ -131,17 +131,17 @@ def parity(name: str) -> Parity:
         name: one of `ARCHITECTURES`.
     """
     model, batch = tiny_model(name), _batch()
-    layout = Layout.of(batch["input_ids"], batch["completion_mask"])
+    layout = batch.layout
     with InFloat64():
         every = torch.arange(len(layout.target))
-        padded = [Pass({key: batch[key] for key in ("input_ids", "attention_mask")}, layout.predictor, every)]
-        several = _in_passes(batch, layout)
-        shared = arranged(model, batch, layout, _of_pass)
-        flat = Flat.of(batch, layout)
+        padded = [Pass(batch.inputs, layout.predictor, every)]
+        several = _in_passes(batch)
+        shared = arranged(model, batch, _of_pass)
+        flat = Flat.of(batch)
         wrong = [[one._replace(tokens=torch.arange(len(one.tokens))) for one in several]]
         if not why_not_shared(model):
             wrong += [[Pass(flat_arguments(one), one.predictor, every)] for one in (_leaking(flat), _shifted(flat))]
-        logps, gradients = _measured(model, lambda: _alone(model, batch, layout))
+        logps, gradients = _measured(model, lambda: _alone(model, batch))
         layouts = padded, several, shared
         found = [_measured(model, lambda one=one: _logps(model, one, layout.target)) for one in layouts]
         with torch.no_grad():
@@ -179,7 +179,7 @@ def tiny_model(name: str) -> nn.Module:
     return model
 
 
-def _batch() -> dict[str, Tensor]:
+def _batch() -> PaddedRows:
     """Prompts with one to three completions, of several lengths down to one token, in no order."""
     generator = torch.Generator().manual_seed(3)
 
@@ -192,19 +192,19 @@ def _batch() -> dict[str, Tensor]:
         rows += [(prompt, torch.cat([shared, tokens(length)])) for length in completions]
     rows = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
     shape = len(rows), max(len(ids) for _, ids in rows)
-    batch = {"input_ids": torch.zeros(shape, dtype=torch.long), "attention_mask": torch.zeros(shape, dtype=torch.long)}
-    batch["completion_mask"] = torch.zeros(shape, dtype=torch.bool)
+    input_ids, attention_mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    completion_mask = torch.zeros(shape, dtype=torch.bool)
     for row, (prompt, ids) in enumerate(rows):
-        batch["input_ids"][row, : len(ids)] = ids
-        batch["attention_mask"][row, : len(ids)] = 1
-        batch["completion_mask"][row, prompt : len(ids)] = True
-    return batch
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+        completion_mask[row, prompt : len(ids)] = True
+    return PaddedRows(input_ids=input_ids, attention_mask=attention_mask, completion_mask=completion_mask)
 
 
-def _in_passes(batch: Mapping[str, Tensor], layout: Layout) -> list[Pass]:
+def _in_passes(batch: PaddedRows) -> list[Pass]:
     """As many passes as there are lengths, whatever they cost."""
-    parts = parts_of(batch, torch.arange(len(layout.lengths)), call=0)
-    return [pass_of(part, layout, batch["input_ids"].shape[1]) for part in parts]
+    parts = parts_of(batch, torch.arange(len(batch)), call=0)
+    return [pass_of(part, batch) for part in parts]
 
 
 def _logps(model: nn.Module, passes: list[Pass], target: Tensor) -> Float[Tensor, " k"]:
@@ -217,13 +217,13 @@ def _of_pass(model: nn.Module, one: Pass, target: Tensor) -> Float[Tensor, " k"]
     return logits.log_softmax(dim=-1).gather(-1, target[:, None]).squeeze(-1)
 
 
-def _alone(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Float[Tensor, " k"]:
+def _alone(model: nn.Module, batch: PaddedRows) -> Float[Tensor, " k"]:
     """Every row by itself: no padding, no mask but the causal one."""
-    width, passes = batch["input_ids"].shape[1], []
-    for row in range(len(batch["input_ids"])):
+    layout, passes = batch.layout, []
+    for row in range(len(batch)):
         own = (layout.row == row).nonzero().squeeze(1)
-        ids = batch["input_ids"][row : row + 1, : int(batch["attention_mask"][row].sum())]
-        passes.append(Pass({"input_ids": ids}, layout.predictor[own] - row * width, own))
+        ids = batch.input_ids[row : row + 1, : int(batch.attention_mask[row].sum())]
+        passes.append(Pass({"input_ids": ids}, layout.predictor[own] - row * batch.width, own))
     return _logps(model, passes, layout.target)
 
 

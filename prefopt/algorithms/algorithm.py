@@ -12,6 +12,7 @@ from prefopt.algorithms.recipes import Recipe, recipe_for
 from prefopt.core import registry
 from prefopt.core.batches import Pairs, Rollouts
 from prefopt.core.errors import UsageError, did_you_mean
+from prefopt.core.labels import sources_of
 from prefopt.core.needs import About
 from prefopt.core.objective import Combined, Objective, describe
 from prefopt.core.settings import check_parameter
@@ -154,7 +155,8 @@ def _objective_of(name: str, online: Online, given: dict[str, Any]) -> str:
         raise UsageError(
             f"{name}: objective={describe(chosen)!r} is {kind}; it must be a loss on pairs, such as 'ipo'."
         )
-    missing = {"preference", "rated_margin", "sampled_by_reference"} & set(chosen.needs.labels)
+    # Rewards give the scores of a pair, and no other label.
+    missing = sorted(set(chosen.needs.labels) - set(sources_of("scores", Pairs.kind)))
     if missing:
         raise UsageError(f"{name}: objective={describe(chosen)!r} needs {', '.join(missing)}, which no reward gives.")
     return describe(chosen)

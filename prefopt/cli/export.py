@@ -4,11 +4,12 @@ import numpy as np
 import torch
 
 from prefopt.core.errors import UsageError
+from prefopt.core.micro_batch import PaddedRows
 from prefopt.models import export_merged, is_classifier, load_tokenizer
 from prefopt.models.export import DTYPES
 from prefopt.rewards.reward_model import RewardModel
 from prefopt.rollouts import GenerationSettings, TransformersGenerator
-from prefopt.scoring import Layout, score
+from prefopt.scoring import score
 
 SAMPLES, TOKENS = 8, 64
 
@@ -48,7 +49,7 @@ def log_prob_gap(trained: torch.nn.Module, merged: torch.nn.Module, tokenizer: o
     gaps = []
     for sample in groups[0]:
         ids = torch.tensor([[start, *sample.ids.tolist()]])
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        layout = Layout.of(ids, torch.arange(ids.shape[1])[None] > 0)
-        gaps.append((score(merged, batch, layout)["logps"] - score(trained, batch, layout)["logps"]).abs())
+        completion = torch.arange(ids.shape[1])[None] > 0
+        padded = PaddedRows(input_ids=ids, attention_mask=torch.ones_like(ids), completion_mask=completion)
+        gaps.append((score(merged, padded)["logps"] - score(trained, padded)["logps"]).abs())
     return torch.cat(gaps).numpy()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prefopt.core.batches import Batch, Completions, Labelled, Pairs, Ranked
 from prefopt.core.errors import UsageError
+from prefopt.core.labels import sources_of
 from prefopt.core.loss import Loss, State, Term
 from prefopt.core.needs import About, Needs
 from prefopt.core.settings import check_parameter
@@ -314,7 +315,7 @@ def merge_needs(parts: tuple[Part, ...]) -> Needs:
         raise UsageError(
             f"{trains} trains a reward model and {other} a policy: they cannot be summed. Train one after the other."
         )
-    labels = [label for need in needs for name in need.labels for label in _label(container, need.batch, name)]
+    labels = [label for need in needs for name in need.labels for label in sources_of(name, container.kind)]
     return Needs(
         batch=container,
         reference=any(need.reference for need in needs),
@@ -347,15 +348,6 @@ def _container(parts: tuple[Part, ...]) -> type[Batch]:
         return container
     kinds = ", ".join(f"{part.key} takes {part.objective.needs.batch.kind}" for part in parts)
     raise UsageError(f"these cannot be combined, for no batch serves all of them: {kinds}.")
-
-
-def _label(container: type[Batch], kind: type[Batch], label: str) -> tuple[str, ...]:
-    """The columns of ``container`` from which its view as ``kind`` has ``label``."""
-    if container is Pairs and kind is Ranked and label == "scores":
-        return ("chosen_score", "rejected_score")
-    if container is Ranked and label in ("chosen_score", "rejected_score"):
-        return ("scores",)
-    return (label,)
 
 
 def _prefixed(part: Part, values: Mapping[str, Any]) -> dict[str, Any]:

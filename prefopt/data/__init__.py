@@ -1,6 +1,6 @@
-"""The data room: public formats → examples → audited tokens → batches.
+"""The data: public formats → examples → audited tokens → micro-batches.
 
-`prepare_dataset` does the whole way; the other names are its stations.
+`prepare_dataset` does the whole way to tokens; the other names are its stations.
 """
 
 from prefopt.data.audit import Audit

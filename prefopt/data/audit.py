@@ -1,15 +1,13 @@
-"""What became of the rows of a dataset, counted."""
+"""What became of the rows of a dataset, row by row and counted."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from prefopt.core.errors import DataError
-
-# Rows that carry no information are no fault of the settings, and do not count towards `max_dropped`.
-_HARMLESS = ("ties",)
+from prefopt.data.reasons import CORRECT, Cause, Skipped, tally
 
 
 @dataclass(frozen=True)
@@ -18,21 +16,26 @@ class Audit:
 
     Attributes:
         kind: pairs, labelled, ranked, demonstrations or prompts.
-        read, kept, cut: numbers of examples; those cut are among those kept.
-        dropped: reason → number.
-        max_length: the limit in tokens.
-        left: reason → number of completions that left their group, which is kept.
-        lengths: tokens of (prompt, whole row) before any cut, for every row that could be tokenised.
+        read, kept, cut: Numbers of examples; those cut are among those kept.
+        dropped: The row of each example that was dropped, with the cause, in the order of the rows.
+        max_length: The limit in tokens.
+        lengths: Tokens of (prompt, whole row) before any cut, for every row that could be tokenized.
+        left: The row of each completion that left its group, with the cause; the group is kept.
     """
 
     kind: str
     read: int
     kept: int
     cut: int
-    dropped: Mapping[str, int]
+    dropped: Sequence[Skipped]
     max_length: int
     lengths: Sequence[tuple[int, int]] = field(default=(), repr=False)
-    left: Mapping[str, int] = field(default_factory=dict)
+    left: Sequence[Skipped] = ()
+
+    @property
+    def causes(self) -> dict[Cause, int]:
+        """Why examples were dropped, and how many for each cause, the most frequent one first."""
+        return dict(tally(self.dropped))
 
     def quantiles(self) -> dict[str, dict[str, int]]:
         """``{"prompt": {"50%": …, "90%": …, "max": …}, "row": …}`` in tokens, before any cut; empty without rows."""
@@ -49,10 +52,10 @@ class Audit:
         """What to show to the user: the counts with their reasons, and the lengths."""
         cut = f" ({self.cut} cut to {self.max_length} tokens)" if self.cut else ""
         line = f"{self.kind}: {self.read} read, {self.kept} kept{cut}"
-        lines = [line + (f", {self._drops()}" if self.dropped else ", none dropped")]
+        lost = f"{len(self.dropped)} dropped: {_counted(self.dropped)}" if self.dropped else "none dropped"
+        lines = [f"{line}, {lost}"]
         if self.left:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in _by_count(self.left))
-            lines.append(f"completions that left their group: {reasons}")
+            lines.append(f"completions that left their group: {_counted(self.left)}")
         if self.lengths:
             sizes = self.quantiles()
             parts = [
@@ -66,12 +69,11 @@ class Audit:
         """Refuse a dataset that lost too much.
 
         Raises:
-            DataError: nothing is left, or more than the share ``max_dropped`` was dropped (ties aside).
+            DataError: nothing is left, or more than the share ``max_dropped`` was dropped (harmless rows aside).
         """
         if self.kept == 0:
             raise DataError(f"nothing is left to train on. {self.lines()[0]}. {self._remedy()}.")
-        lost = sum(count for reason, count in self.dropped.items() if reason not in _HARMLESS)
-        share = lost / self.read
+        share = sum(not cause.reason.harmless for _, cause in self.dropped) / self.read
         if share > max_dropped:
             accept = math.ceil(share * 100) / 100
             raise DataError(
@@ -79,20 +81,10 @@ class Audit:
                 f"{self.lines()[0]}. {self._remedy()}, or accept it with data.max_dropped={accept:g}."
             )
 
-    def _drops(self) -> str:
-        total = sum(self.dropped.values())
-        return f"{total} dropped: " + ", ".join(f"{count} {reason}" for reason, count in _by_count(self.dropped))
-
     def _remedy(self) -> str:
-        main = max(self.dropped, key=lambda reason: self.dropped[reason], default="")
-        if main.startswith("longer than"):
-            return "Raise data.max_length, or cut completions with data.truncation='keep-start'"
-        if main.startswith("with a prompt of"):
-            return "Raise data.max_length, or cut prompts with data.truncation='keep-end'"
-        if main.startswith("with a completion of"):
-            return "Raise data.max_length, or cut completions with data.truncation='keep-start'"
-        return "Correct these rows, or, if they were misread, name their layout in data.format"
+        """What helps most of the rows."""
+        return next(iter(self.causes)).reason.remedy if self.dropped else CORRECT
 
 
-def _by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(reasons.items(), key=lambda item: -item[1])
+def _counted(skipped: Sequence[Skipped]) -> str:
+    return ", ".join(f"{count} {cause}" for cause, count in tally(skipped))

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import Any
 
 from prefopt.core.errors import DataError, UsageError, did_you_mean
+from prefopt.core.labels import LABELS, carried
 from prefopt.data.examples import (
     KINDS,
     DemonstrationExample,
@@ -25,6 +27,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
 """Kind → the kinds that can become it."""
 
 Converted = tuple[list[Example], str]
+
+_SIDE_SCORES = LABELS["scores"].derived["pairs"]
+"""The labels of a pair that make the scores of a ranking of two: of chosen and of rejected."""
 
 
 def convert(examples: Sequence[Example], kind: str, pairs: str = "all") -> Converted:
@@ -71,9 +76,14 @@ _WHY = {
 }
 
 
+def _kept(example: Example, kind: str) -> dict[str, Any]:
+    """What an example of another kind has from this one besides its texts."""
+    return {"labels": carried(example.labels, kind), "columns": example.columns, "row": example.row}
+
+
 def _pairs_to_labelled(examples: Sequence[PairExample]) -> Converted:
     rows = [
-        LabelledExample(pair.prompt, side, desirable, pair.columns)
+        LabelledExample(pair.prompt, side, desirable, **_kept(pair, "labelled"))
         for pair in examples
         for side, desirable in ((pair.chosen, True), (pair.rejected, False))
     ]
@@ -83,14 +93,15 @@ def _pairs_to_labelled(examples: Sequence[PairExample]) -> Converted:
 def _pairs_to_ranked(examples: Sequence[PairExample]) -> Converted:
     rows = []
     for pair in examples:
-        scores = pair.chosen_score, pair.rejected_score
+        scores = tuple(pair.labels.get(name) for name in _SIDE_SCORES)
         sides = pair.chosen, pair.rejected
-        rows.append(RankedExample(pair.prompt, sides, None if None in scores else scores, (1, 2), pair.columns))
+        known = None if None in scores else scores
+        rows.append(RankedExample(pair.prompt, sides, known, (1, 2), **_kept(pair, "ranked")))
     return rows, f"{len(rows)} pairs read as rankings of two"
 
 
 def _pairs_to_demonstrations(examples: Sequence[PairExample]) -> Converted:
-    rows = [DemonstrationExample(pair.prompt, pair.chosen, pair.columns) for pair in examples]
+    rows = [DemonstrationExample(pair.prompt, pair.chosen, **_kept(pair, "demonstrations")) for pair in examples]
     return rows, f"{len(rows)} pairs read as demonstrations: the chosen completions"
 
 
@@ -101,12 +112,15 @@ def _labelled_to_demonstrations(examples: Sequence[LabelledExample]) -> Converte
             f"labelled rows can be imitated only where all are desirable; {bad} of {len(examples)} are not. Filter "
             "them out, or, if the label column means something else, name the layout in data.format."
         )
-    rows = [DemonstrationExample(row.prompt, row.completion, row.columns) for row in examples]
+    rows = [DemonstrationExample(row.prompt, row.completion, **_kept(row, "demonstrations")) for row in examples]
     return rows, f"{len(rows)} labelled rows read as demonstrations: all are desirable"
 
 
 def _ranked_to_demonstrations(examples: Sequence[RankedExample]) -> Converted:
-    rows = [DemonstrationExample(row.prompt, row.completions[row.judged[0]], row.columns) for row in examples]
+    rows = [
+        DemonstrationExample(row.prompt, row.completions[row.judged[0]], **_kept(row, "demonstrations"))
+        for row in examples
+    ]
     return rows, f"{len(rows)} rankings read as demonstrations: the best completions"
 
 
@@ -123,20 +137,17 @@ def _ranked_to_pairs(examples: Sequence[RankedExample], pairs: str) -> Converted
 
 def _split(row: RankedExample, pairs: str) -> list[PairExample]:
     """The preferences that a ranking states, or the widest of them."""
-    order, standing, scores = row.judged, row.standing, row.scores or (None,) * len(row.completions)
+    order, standing, kept = row.judged, row.standing, _kept(row, "pairs")
     couples = combinations(order, 2) if pairs == "all" else [(order[0], order[-1])] if order else []
-    return [
-        PairExample(
-            row.prompt,
-            row.completions[better],
-            row.completions[worse],
-            chosen_score=scores[better],
-            rejected_score=scores[worse],
-            columns=row.columns,
-        )
-        for better, worse in couples
-        if standing[better] > standing[worse]
-    ]
+    pairs_made = []
+    for better, worse in couples:
+        if standing[better] > standing[worse]:
+            scores = () if row.scores is None else (row.scores[better], row.scores[worse])
+            known = {name: score for name, score in zip(_SIDE_SCORES, scores, strict=False) if score is not None}
+            labels = {**kept["labels"], **known}
+            sides = row.completions[better], row.completions[worse]
+            pairs_made.append(PairExample(row.prompt, *sides, **{**kept, "labels": labels}))
+    return pairs_made
 
 
 def _ranked_to_labelled(examples: Sequence[RankedExample], pairs: str) -> Converted:
@@ -171,7 +182,7 @@ def _prompts(examples: Sequence[Example], source: str) -> Converted:
         for name in ("completion", "chosen", "rejected", "completions"):
             if hasattr(example, name):
                 columns.setdefault(name, getattr(example, name))
-        unique.setdefault(key_of(prompt), PromptExample(prompt, columns))
+        unique.setdefault(key_of(prompt), PromptExample(prompt, columns=columns, row=example.row))
     rows = list(unique.values())
     repeated = len(examples) - len(rows)
     note = f"{len(examples)} {source} read as {len(rows)} prompts" + (f", {repeated} repeated" if repeated else "")

@@ -1,7 +1,6 @@
 """The whole way from a source of rows to a dataset of tokens."""
 
 import copy
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,17 +11,19 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from prefopt.core.errors import DataError, UsageError, did_you_mean
+from prefopt.core.labels import MISMATCHED_REF_LOGPS, REF_LOGPS
+from prefopt.core.micro_batch import MicroBatch
 from prefopt.data.audit import Audit
-from prefopt.data.collate import MISMATCHED, collate
+from prefopt.data.collate import collate
 from prefopt.data.convert import convert
 from prefopt.data.encode import Encoder
 from prefopt.data.examples import KINDS, Example
 from prefopt.data.formats import to_examples
-from prefopt.data.labels import comparable, demand, settle
+from prefopt.data.labels import finish_labels, require_labels, without_singles
 from prefopt.data.read import ReadRows, describe, has_splits, load_rows, origin
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import PLAIN_NOTE
-from prefopt.data.tokenize import TokenizedExample, tokenise
+from prefopt.data.tokenize import TokenizedExample, tokenize
 
 DEFAULT_LENGTH = 2048
 LOOKED_AT = 1000
@@ -30,7 +31,7 @@ LOOKED_AT = 1000
 
 
 class TokenizedDataset(Dataset):
-    """Tokenised examples of one kind; a map-style torch dataset.
+    """Tokenized examples of one kind; a map-style torch dataset.
 
     Args:
         kind: pairs, labelled, ranked, demonstrations or prompts.
@@ -91,10 +92,10 @@ class TokenizedDataset(Dataset):
             DataError: the kind is another one, or a label is missing.
         """
         if self.kind != kind:
-            raise DataError(f"{reader} takes {kind}, and this tokenised dataset holds {self.kind}: prepare it again.")
-        kept, _ = demand(self.examples, labels, reader, self.kind)
-        if len(kept) < len(self.examples):
-            lost = len(self.examples) - len(kept)
+            raise DataError(f"{reader} takes {kind}, and this tokenized dataset holds {self.kind}: prepare it again.")
+        _, skipped = require_labels(self.examples, labels, reader, self.kind)
+        if skipped:
+            lost = len(skipped)
             raise DataError(f"{reader} needs {', '.join(labels)} for every row; {lost} have none: prepare it again.")
 
     def with_reference(self, logps: Sequence[np.ndarray], mismatched: Sequence[np.ndarray] | None = None) -> Self:
@@ -104,9 +105,9 @@ class TokenizedDataset(Dataset):
             logps: of each example, one for each token that counts, completion after completion.
             mismatched: of the row that each example makes with its partner's completion, where it has a partner.
         """
-        added = [{"ref_logps": own} for own in logps]
+        added = [{REF_LOGPS: own} for own in logps]
         if mismatched is not None:
-            added = [{**own, MISMATCHED: other} for own, other in zip(added, mismatched, strict=True)]
+            added = [{**own, MISMATCHED_REF_LOGPS: other} for own, other in zip(added, mismatched, strict=True)]
         other = copy.copy(self)
         other.examples = [
             replace(each, labels={**each.labels, **own}) for each, own in zip(self.examples, added, strict=True)
@@ -115,11 +116,11 @@ class TokenizedDataset(Dataset):
 
     def without_reference(self) -> Self:
         """The same dataset without the log-probs of a reference, which may be another run's."""
-        if "ref_logps" not in self.examples[0].labels:
+        if REF_LOGPS not in self.examples[0].labels:
             return self
         other = copy.copy(self)
         other.examples = [
-            replace(each, labels={k: v for k, v in each.labels.items() if k not in ("ref_logps", MISMATCHED)})
+            replace(each, labels={k: v for k, v in each.labels.items() if k not in (REF_LOGPS, MISMATCHED_REF_LOGPS)})
             for each in self.examples
         ]
         return other
@@ -131,7 +132,7 @@ class TokenizedDataset(Dataset):
             return None
         return np.asarray([example.labels["desirable"] for example in self.examples], dtype=bool)
 
-    def collate(self, examples: Sequence[TokenizedExample]) -> dict[str, Any]:
+    def collate(self, examples: Sequence[TokenizedExample]) -> MicroBatch:
         """`collate` with this dataset's padding."""
         return collate(examples, pad_token_id=self.pad_token_id)
 
@@ -190,7 +191,7 @@ def prepare_dataset(
     reader: str = "the algorithm",
     singles: bool = False,
 ) -> TokenizedDataset:
-    """Load, understand, convert, tokenise and audit a dataset.
+    """Load, understand, convert, tokenize and audit a dataset.
 
     Args:
         source: whatever `load_rows` reads.
@@ -219,14 +220,13 @@ def prepare_dataset(
     with _naming(name):
         reading = to_examples(rows, settings, kind)
         examples, converted = convert(reading.examples, kind, settings.pairs)
-    made = tokenise(examples, tokenizer, settings, max_length)
-    dropped = Counter(reading.dropped) + made.dropped
+    made = tokenize(examples, tokenizer, settings, max_length)
     with _naming(name):
-        compared, alone = (made.examples, {}) if singles else comparable(made.examples, reader)
-        kept, unlabelled = demand(compared, labels, reader, reading.format.kind)
-    kept, unused = settle(kept)
-    dropped += Counter(unlabelled) + Counter(alone)
-    read = len(examples) + sum(reading.dropped.values())
+        compared, alone = (made.examples, []) if singles else without_singles(made.examples, reader)
+        kept, unlabelled = require_labels(compared, labels, reader, reading.format.kind)
+    kept, unused = finish_labels(kept)
+    read = len(examples) + len(reading.dropped)
+    dropped = sorted([*reading.dropped, *made.dropped, *alone, *unlabelled], key=lambda skipped: skipped[0])
     audit = Audit(kind, read, len(kept), made.cut, dropped, max_length, made.lengths, made.left)
     with _naming(name):
         audit.check(settings.max_dropped)

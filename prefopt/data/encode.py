@@ -9,11 +9,12 @@ import numpy as np
 
 from prefopt.core.errors import UsageError
 from prefopt.data.examples import Text
-from prefopt.data.messages import Drop, as_messages, trains
+from prefopt.data.messages import as_messages, trains
+from prefopt.data.reasons import Reason, SkipRow
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import Renderer, Segment
 
-# Tokenizers of the SentencePiece family put a space before whatever they are given, so that a completion tokenised
+# Tokenizers of the SentencePiece family put a space before whatever they are given, so that a completion tokenized
 # alone would begin with a space that the text does not have. Behind an anchor it does not; the anchor is cut off.
 _ANCHORS = ("\n", "a", ".", ":")
 
@@ -50,7 +51,7 @@ class Encoder:
         """Ids of a prompt, the same for training and for generation, with BOS once where the tokenizer sets one.
 
         Raises:
-            Drop: the chat template refuses the messages, or nothing is left to condition on.
+            SkipRow: the chat template refuses the messages, or nothing is left to condition on.
         """
         text = prompt if isinstance(prompt, str) else self.renderer.render(prompt, open_turn=True, tools=_tools(tools))
         return self._prompt(self._encode([text])[0], prompt)
@@ -59,10 +60,10 @@ class Encoder:
         """Ids of a prompt and of one completion after it, which ends in EOS or the template's end-of-turn token.
 
         The prompt's ids are those of the prompt alone. Where the tokenizer would merge its last token with the first
-        of the completion, the two are tokenised apart, because generation starts from the prompt alone.
+        of the completion, the two are tokenized apart, because generation starts from the prompt alone.
 
         Raises:
-            Drop: the template refuses or rewrites the turns, or there is no prompt.
+            SkipRow: the template refuses or rewrites the turns, or there is no prompt.
         """
         start, segments = self.renderer.segments(prompt, completion, _tools(tools))
         head, parts = self._seams(start, segments)
@@ -90,7 +91,7 @@ class Encoder:
         messages = [*as_messages(prompt, "user"), *completion]
         ids, mask = self.renderer.assistant_tokens(messages, _tools(tools))
         if ids[: len(head)] != head.tolist():
-            raise Drop("whose earlier turns the chat template rewrites")
+            raise SkipRow(Reason.TEMPLATE_REWRITES)
         return head, self._marked(ids[len(head) :], [bool(counts) for counts in mask[len(head) :]])
 
     def stop_ids(self) -> list[int]:
@@ -100,7 +101,7 @@ class Encoder:
             turns = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
             try:
                 _, (ids, _) = self.completion(*turns)
-            except Drop:
+            except SkipRow:
                 return stops
             stops += [int(ids[-1])] if ids[-1] != self.eos else []
         return stops
@@ -110,7 +111,7 @@ class Encoder:
             # Some templates leave the end-of-turn token outside of the block; it must be learnt all the same.
             mask[place] = mask[place] or (mask[place - 1] and self._ends(ids, place, mask))
         if not any(mask):
-            raise Drop("in which the chat template marks nothing as generated")
+            raise SkipRow(Reason.TEMPLATE_MARKS_NOTHING)
         while not mask[-1]:
             ids, mask = ids[:-1], mask[:-1]
         kept, ended = self._close(ids, templated=True)
@@ -125,7 +126,7 @@ class Encoder:
         if not (self.renderer.has_template and not isinstance(prompt, str)) and ids[: len(self._bos)] != self._bos:
             ids = [*self._bos, *ids]
         if not ids:
-            raise Drop("with an empty prompt")
+            raise SkipRow(Reason.EMPTY_PROMPT)
         return np.asarray(ids, dtype=np.int32)
 
     def _seams(self, start: str, segments: Sequence[Segment]) -> tuple[list[int], list[list[int]]]:
@@ -171,5 +172,5 @@ def _tools(tools: Any) -> Any:
         try:
             tools = json.loads(tools)
         except json.JSONDecodeError as error:
-            raise Drop("whose 'tools' are not JSON") from error
+            raise SkipRow(Reason.NOT_JSON, column="tools") from error
     return tools or None

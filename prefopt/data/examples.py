@@ -7,43 +7,57 @@ Text = str | list[dict]
 """A plain string, or messages: ``[{"role": ..., "content": ...}, ...]``."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaseExample:
+    """What examples of all kinds have.
+
+    Attributes:
+        labels: the labels of the whole example that are known, by name (see `prefopt.core.labels`).
+        columns: the other fields of the row.
+        row: the number of the row that it was made of, from 0.
+    """
+
+    labels: dict[str, float | bool] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
+    row: int = field(default=0, compare=False, repr=False)
+
+    @property
+    def known(self) -> dict[str, float | bool]:
+        """The labels of the example, those with a field of their own among them."""
+        return self.labels
+
+
 @dataclass(frozen=True)
-class PairExample:
+class PairExample(BaseExample):
     """A chosen and a rejected completion of one prompt.
 
     Attributes:
         prompt: what both answer.
         chosen, rejected: y_w and y_l. As messages they may hold several turns; only assistant turns count.
-        preference: P(chosen is better), 0 to 1, where it is known.
-        chosen_score, rejected_score: scalar rewards, where they are known.
-        rated_margin: by how much chosen is better, where annotators said so.
-        columns: the other fields of the row.
     """
 
     kind: ClassVar[str] = "pairs"
     prompt: Text
     chosen: Text
     rejected: Text
-    preference: float | None = None
-    chosen_score: float | None = None
-    rejected_score: float | None = None
-    rated_margin: float | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class LabelledExample:
+class LabelledExample(BaseExample):
     """A completion marked desirable or undesirable."""
 
     kind: ClassVar[str] = "labelled"
     prompt: Text
     completion: Text
     desirable: bool
-    columns: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def known(self) -> dict[str, float | bool]:
+        return {"desirable": self.desirable, **self.labels}
 
 
 @dataclass(frozen=True)
-class RankedExample:
+class RankedExample(BaseExample):
     """Several completions of one prompt, judged against each other, or one that is rated.
 
     Attributes:
@@ -51,7 +65,6 @@ class RankedExample:
         completions: the answers, in any order.
         scores: scalar reward of each, higher is better, None for one that was not judged; None where nobody scored.
         ranks: place of each, 1 is best; they decide the order where they are given.
-        columns: the other fields of the row.
     """
 
     kind: ClassVar[str] = "ranked"
@@ -59,7 +72,6 @@ class RankedExample:
     completions: tuple[Text, ...]
     scores: tuple[float | None, ...] | None = None
     ranks: tuple[float | None, ...] | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
 
     @property
     def standing(self) -> tuple[float | None, ...]:
@@ -77,7 +89,7 @@ class RankedExample:
 
 
 @dataclass(frozen=True)
-class DemonstrationExample:
+class DemonstrationExample(BaseExample):
     """A completion to imitate.
 
     A conversation of several turns is split before its first assistant turn: ``prompt`` holds the turns before it and
@@ -87,7 +99,6 @@ class DemonstrationExample:
     kind: ClassVar[str] = "demonstrations"
     prompt: Text
     completion: Text
-    columns: dict[str, Any] = field(default_factory=dict)
 
     @property
     def messages(self) -> list[dict]:
@@ -98,12 +109,11 @@ class DemonstrationExample:
 
 
 @dataclass(frozen=True)
-class PromptExample:
+class PromptExample(BaseExample):
     """A prompt to answer; ``columns`` are the other fields of the row, handed to reward functions."""
 
     kind: ClassVar[str] = "prompts"
     prompt: Text
-    columns: dict[str, Any] = field(default_factory=dict)
 
 
 Example = PairExample | LabelledExample | RankedExample | DemonstrationExample | PromptExample

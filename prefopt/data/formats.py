@@ -1,7 +1,6 @@
 """From rows of any public layout to examples: which layout is this, and what does each row say?"""
 
 import difflib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +10,9 @@ from prefopt.data.convert import SOURCES
 from prefopt.data.examples import Example
 from prefopt.data.judged import JUDGED
 from prefopt.data.known import FORMATS
-from prefopt.data.layouts import Format
-from prefopt.data.messages import Drop, is_messages, is_turn
+from prefopt.data.layouts import Format, read_label
+from prefopt.data.messages import is_messages, is_turn
+from prefopt.data.reasons import Cause, Reason, Skipped, SkipRow
 from prefopt.data.settings import DataSettings
 
 
@@ -23,12 +23,12 @@ class Reading:
     Attributes:
         format: the layout that they were read as.
         examples: one per row that could be used.
-        dropped: reason → number of rows that could not.
+        dropped: the numbers of those that could not, with the cause, in order.
     """
 
     format: Format
     examples: list[Example]
-    dropped: Counter
+    dropped: list[Skipped]
 
 
 def to_examples(
@@ -52,25 +52,34 @@ def to_examples(
     chosen = _demand(FORMATS[settings.format], first) if settings.format else _detect(first, kind)
     if kind is not None and chosen.kind not in SOURCES[kind]:
         raise DataError(_wrong_kind(first, chosen, kind))
-    examples, dropped, malformed = [], Counter(), []
+    examples: list[Example] = []
+    dropped: list[Skipped] = []
+    malformed: Cause | None = None
     for number, row in enumerate(rows):
         try:
-            examples.append(_build(chosen, row, kind))
-        except Drop as drop:
-            dropped[drop.reason] += 1
+            examples.append(replace(_build(chosen, row, kind), row=number))
+        except SkipRow as skip:
+            dropped.append((number, skip.cause))
         except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
-            malformed.append(f"row {number}: {type(error).__name__} {str(error).splitlines()[0]:.80}")
-    if malformed:
-        dropped[f"malformed (first {malformed[0]})"] = len(malformed)
+            # All malformed rows are counted together, and the first one stands for them.
+            what = f"{type(error).__name__} {str(error).splitlines()[0]:.80}"
+            malformed = malformed or Cause.of(Reason.MALFORMED, row=number, error=what)
+            dropped.append((number, malformed))
     return Reading(chosen, examples, dropped)
 
 
 def _build(chosen: Format, row: Mapping[str, Any], kind: str | None) -> Example:
     example = chosen.build(row)
+    read = {
+        label.name: read_label(row, label, chosen.kind)
+        for label in chosen.read_labels
+        if not hasattr(example, label.name)
+    }
+    labels = {**{name: value for name, value in read.items() if value is not None}, **example.labels}
     # A reward function may want any column, such as the answer to a question, under its own name.
     gone = {"prompt"} if kind == "prompts" else chosen.consumed
     rest = {name: value for name, value in row.items() if name not in gone}
-    return replace(example, columns={**rest, **example.columns})
+    return replace(example, labels=labels, columns={**rest, **example.columns})
 
 
 def _rename(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:

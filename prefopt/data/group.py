@@ -1,49 +1,46 @@
 """Groups of judged completions: which of them can be used, and how those stand to each other."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from prefopt.data.encode import Encoded, Encoder
 from prefopt.data.examples import RankedExample
-from prefopt.data.messages import Drop, is_empty
+from prefopt.data.messages import is_empty
+from prefopt.data.reasons import Cause, Reason, SkipRow
 
 Fit = Callable[[np.ndarray, Sequence[Encoded]], tuple[np.ndarray, list[Encoded]]]
 Group = dict[int, Encoded]
 """Place in the example → its tokens."""
 
-TOO_FEW = "with fewer than two different completions"
-_LENGTH = ("longer than", "with a prompt of", "with a completion of")
 
-
-def encode_group(example: RankedExample, encoder: Encoder, left: Counter) -> tuple[np.ndarray, Group]:
-    """Tokens of the prompt and of every completion that can be used; the reasons of the others go into ``left``.
+def encode_group(example: RankedExample, encoder: Encoder, left: list[Cause]) -> tuple[np.ndarray, Group]:
+    """Tokens of the prompt and of every completion that can be used; why the others cannot goes into ``left``.
 
     Raises:
-        Drop: no two different completions can be used, or not the only one.
+        SkipRow: no two different completions can be used, or not the only one.
     """
     prompt, group = None, {}
     for number, (text, standing) in enumerate(zip(example.completions, example.standing, strict=True)):
         try:
             if standing is None:
-                raise Drop("without a judgement")
+                raise SkipRow(Reason.UNJUDGED)
             if is_empty(text):
-                raise Drop("empty")
+                raise SkipRow(Reason.EMPTY)
             prompt, group[number] = encoder.completion(example.prompt, text, example.columns.get("tools"))
-        except Drop as drop:
-            left[drop.reason] += 1
-    return prompt, _different(group, left, "equal to another one", fewest(example))
+        except SkipRow as skip:
+            left.append(skip.cause)
+    return prompt, _different(group, left, Reason.REPEATED, fewest(example))
 
 
 def fit_group(
-    example: RankedExample, prompt: np.ndarray, group: Group, fit: Fit, left: Counter
+    example: RankedExample, prompt: np.ndarray, group: Group, fit: Fit, left: list[Cause]
 ) -> tuple[np.ndarray, Group]:
     """Cut to the limit by ``fit``; a completion that does not fit, or is another's equal after the cut, leaves.
 
     Raises:
-        Drop: fewer than two are left (none, of a single one), or all that are left share one rank and nobody scored
+        SkipRow: fewer than two are left (none, of a single one), or all that are left share one rank and nobody scored
             them.
     """
     fitting = {}
@@ -51,15 +48,15 @@ def fit_group(
         try:
             fit(prompt, [encoded])
             fitting[number] = encoded
-        except Drop as drop:
-            left[drop.reason] += 1
+        except SkipRow as skip:
+            left.append(skip.cause)
     if len(fitting) < fewest(example):
-        raise Drop(_why(left))
+        raise _skipped(left)
     prompt, cut = fit(prompt, list(fitting.values()))
     group = dict(zip(fitting, cut, strict=True))
-    group = _different(group, left, "identical to another one after the cut", fewest(example))
+    group = _different(group, left, Reason.REPEATED_AFTER_CUT, fewest(example))
     if example.scores is None and len({example.standing[number] for number in group}) == 1:
-        raise Drop("ties")
+        raise SkipRow(Reason.TIE)
     return prompt, group
 
 
@@ -77,7 +74,7 @@ def fewest(example: RankedExample) -> int:
     return min(2, len(example.completions))
 
 
-def _different(group: Group, left: Counter, reason: str, least: int) -> Group:
+def _different(group: Group, left: list[Cause], reason: Reason, least: int) -> Group:
     """Without those that repeat an earlier one: of two judgements on one text neither is to be believed more."""
     seen: set[bytes] = set()
     kept = {}
@@ -86,13 +83,13 @@ def _different(group: Group, left: Counter, reason: str, least: int) -> Group:
         if key not in seen:
             kept[number] = encoded
         seen.add(key)
-    left.update({reason: len(group) - len(kept)} if len(kept) < len(group) else {})
+    left += [Cause(reason)] * (len(group) - len(kept))
     if len(kept) < least:
-        raise Drop(_why(left) if least > 1 else f"whose only completion is {next(iter(left))}")
+        raise _skipped(left) if least > 1 else SkipRow(Reason.ONLY_COMPLETION, why=str(left[0]))
     return kept
 
 
-def _why(left: Mapping[str, int]) -> str:
-    """A reason for the whole group: the only one of its completions, or one that a longer limit would remedy."""
-    reasons = [reason for reason in left if reason.startswith(_LENGTH)]
-    return reasons[0] if reasons else TOO_FEW
+def _skipped(left: Sequence[Cause]) -> SkipRow:
+    """Why a whole group cannot be used: too few are left, or a longer limit would keep one of its completions."""
+    long = next((cause for cause in left if cause.reason.length), None)
+    return SkipRow(long or Reason.FEW_DIFFERENT)

@@ -19,7 +19,8 @@ from prefopt.data.layouts import (
     read_number,
     user_turn,
 )
-from prefopt.data.messages import Drop, assistant, is_transcript, read_messages, read_string, read_transcript, user
+from prefopt.data.messages import assistant, is_transcript, read_messages, read_string, read_transcript, user
+from prefopt.data.reasons import Reason, SkipRow
 
 
 def _judged(prompt: Any, first: Any, second: Any, lean: float | None, column: str, **labels: float) -> PairExample:
@@ -31,9 +32,9 @@ def _judged(prompt: Any, first: Any, second: Any, lean: float | None, column: st
 def _alpaca_eval(row: Row) -> PairExample:
     lean = read_number(row.get("preference"))
     if lean is None:
-        raise Drop("without 'preference'")
+        raise SkipRow(Reason.MISSING, column="preference")
     if not 1 <= lean <= 2:
-        raise Drop("whose 'preference' is not between 1 and 2")
+        raise SkipRow(Reason.OUT_OF_BOUNDS, column="preference", low=1, high=2)
     certainty = max(lean - 1, 2 - lean)
     prompt = user_turn(row.get("instruction"), "instruction")
     return _judged(prompt, row.get("output_1"), row.get("output_2"), lean - 1.5, "preference", preference=certainty)
@@ -82,7 +83,7 @@ def _strings(value: Any, column: str) -> list[str]:
     except json.JSONDecodeError:
         values = [value]
     if not isinstance(values, list) or not values:
-        raise Drop(f"whose {column!r} is not a JSON list of strings")
+        raise SkipRow(Reason.NOT_STRINGS, column=column)
     return ["" if text is None else text for text in values]
 
 
@@ -92,7 +93,7 @@ def _lmsys(row: Row) -> PairExample:
     for column in ("response_a", "response_b"):
         answers = _strings(row.get(column), column)
         if len(answers) != len(prompts):
-            raise Drop("with another number of answers than prompts")
+            raise SkipRow(Reason.ANSWERS_DIFFER_IN_NUMBER)
         turns = zip(prompts, answers, strict=True)
         sides.append([turn for asked, answer in turns for turn in (user(asked), assistant(answer))])
     return pair(None, *by_sign(*sides, _winner(row), "winner_model_a"))
@@ -114,7 +115,7 @@ def _stack_exchange(row: Row) -> PairExample:
 def _summaries(row: Row) -> PairExample:
     info, summaries, choice = row["info"], row["summaries"], read_number(row.get("choice"))
     if choice not in (0, 1):
-        raise Drop("without 'choice'")
+        raise SkipRow(Reason.MISSING, column="choice")
     if info.get("post") is not None:
         head = f"SUBREDDIT: r/{info.get('subreddit')}\nTITLE: {info.get('title')}\nPOST: {info['post']}"
     else:

@@ -1,92 +1,72 @@
-"""Numbers that come with completions: which ones an objective reads, and whether the data has them."""
+"""Which labels an objective reads, and whether the data has them. What a label is stands in `prefopt.core.labels`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from prefopt.core.errors import DataError
+from prefopt.core.labels import Axis, columns_of, meaning_of, optional_labels
+from prefopt.data.reasons import Cause, Reason, Skipped
 from prefopt.data.tokenize import TokenizedExample
 
-OPTIONAL = ("preference", "chosen_score", "rejected_score", "rated_margin", "scores")
-_COLUMNS = {
-    "pairs": {
-        "preference": ("preference",),
-        "chosen_score": ("score_chosen",),
-        "rejected_score": ("score_rejected",),
-        "rated_margin": ("margin",),
-        "scores": ("score_chosen", "score_rejected"),
-    },
-    "ranked": {
-        "preference": ("preference",),
-        "rated_margin": ("margin",),
-        **dict.fromkeys(("chosen_score", "rejected_score", "scores"), ("scores",)),
-    },
-}
-"""Kind of the layout → label → the columns that would give it."""
-_MEANINGS = {
-    "preference": "P(chosen is better), 0 to 1",
-    "margin": "by how much chosen is better",
-    "scores": "a list with one number for each completion",
-}
+Kept = tuple[list[TokenizedExample], list[Skipped]]
+"""Examples that are kept, and the rows of the others with the cause."""
 
 
-def demand(
+def require_labels(
     examples: Sequence[TokenizedExample], wanted: Sequence[str], reader: str, layout: str = "pairs"
-) -> tuple[list[TokenizedExample], dict[str, int]]:
-    """The examples that have all labels that are wanted, and how many were dropped for which reason.
+) -> Kept:
+    """Keep the examples that have all labels that are wanted.
 
     Args:
-        examples: tokenised.
-        wanted: names of labels.
-        reader: whose wish it is, for the message.
-        layout: kind of the layout that the data was read as.
+        examples: Tokenized examples.
+        wanted: Names of labels.
+        reader: The objective or algorithm that reads them, for the message.
+        layout: The kind of the layout that the data was read as.
 
     Raises:
-        DataError: no example has them all; it names the columns to add.
+        DataError: No example has them all; it names the columns to add.
     """
-    kept = [example for example in examples if all(name in example.labels for name in wanted)]
-    if len(kept) == len(examples):
-        return kept, {}
-    known = _COLUMNS.get(layout, {})
     lacking = [name for name in wanted if not all(name in example.labels for example in examples)]
-    columns = list(dict.fromkeys(column for name in lacking for column in known.get(name, (name,))))
-    if not kept:
-        what = " and ".join(map(repr, columns))
-        meaning = _MEANINGS.get(columns[0], "numbers, higher is better")
+    columns = list(dict.fromkeys(column for name in lacking for column in columns_of(name, layout)))
+    kept, skipped = _split(
+        examples,
+        [all(name in example.labels for name in wanted) for example in examples],
+        Cause.of(Reason.LACKS_LABELS, columns=" or ".join(map(repr, columns))),
+    )
+    if skipped and not kept:
         these, them = ("this column", "it") if len(columns) == 1 else ("these columns", "them")
         raise DataError(
-            f"{reader} needs {what} ({meaning}), which no row has: add {these}, or rename yours to {them} with "
-            "data.columns."
+            f"{reader} needs {' and '.join(map(repr, columns))} ({meaning_of(lacking[0], layout)}), which no row has: "
+            f"add {these}, or rename yours to {them} with data.columns."
         )
-    reason = "without " + " or ".join(map(repr, columns))
-    return number(kept), {reason: len(examples) - len(kept)}
+    return kept, skipped
 
 
-def comparable(examples: Sequence[TokenizedExample], reader: str) -> tuple[list[TokenizedExample], dict[str, int]]:
-    """Without rankings of a single completion, and how many those were.
+def without_singles(examples: Sequence[TokenizedExample], reader: str) -> Kept:
+    """Leave out rankings of a single completion, for a reader that compares the completions of a prompt.
 
     Raises:
-        DataError: there are no others.
+        DataError: There are no others.
     """
-    kept = [example for example in examples if "ranks" not in example.labels or len(example.completions) > 1]
-    if len(kept) == len(examples):
-        return kept, {}
-    if not kept:
+    compared = ["ranks" not in example.labels or len(example.completions) > 1 for example in examples]
+    kept, skipped = _split(examples, compared, Cause(Reason.SINGLE))
+    if skipped and not kept:
         raise DataError(
             f"{reader} compares completions of one prompt, and every row holds one with a rating: put the completions "
             "of a prompt into one row (columns 'completions' and 'scores'), or train with reward_regression."
         )
-    return number(kept), {"with a single completion, which has nothing to be compared with": len(examples) - len(kept)}
+    return kept, skipped
 
 
-def settle(examples: Sequence[TokenizedExample]) -> tuple[list[TokenizedExample], list[str]]:
-    """Examples that all have the same labels, so that what one says does not depend on its neighbours in a batch.
+def finish_labels(examples: Sequence[TokenizedExample]) -> tuple[list[TokenizedExample], list[str]]:
+    """Give all examples the same labels, so that what one says does not depend on its neighbours in a batch.
 
     Returns:
-        The examples, and a line about each label that only some of them had.
+        The examples, and a line about each label that only some of them had and that is therefore not used.
     """
     partial = {
         name: sum(name in example.labels for example in examples)
-        for name in OPTIONAL
+        for name in optional_labels(Axis.EXAMPLE, Axis.COMPLETION)
         if len({name in example.labels for example in examples}) == 2
     }
     if not partial:
@@ -98,6 +78,10 @@ def settle(examples: Sequence[TokenizedExample]) -> tuple[list[TokenizedExample]
     ], notes
 
 
-def number(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
-    """The examples with their places as ids."""
-    return [replace(each, id=place) for place, each in enumerate(examples)]
+def _split(examples: Sequence[TokenizedExample], keep: Sequence[bool], cause: Cause) -> Kept:
+    """The examples to keep, numbered anew where some are left out, and the rows of the others."""
+    if all(keep):
+        return list(examples), []
+    kept = [example for example, own in zip(examples, keep, strict=True) if own]
+    skipped = [(example.row, cause) for example, own in zip(examples, keep, strict=True) if not own]
+    return [replace(each, id=place) for place, each in enumerate(kept)], skipped

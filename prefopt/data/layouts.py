@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prefopt.core.labels import LABELS, Axis, Label, labels_of
 from prefopt.data.examples import (
     DemonstrationExample,
     Example,
@@ -19,7 +20,6 @@ from prefopt.data.examples import (
     Text,
 )
 from prefopt.data.messages import (
-    Drop,
     as_messages,
     is_conversation,
     is_messages,
@@ -34,6 +34,7 @@ from prefopt.data.messages import (
     split_prompt,
     user,
 )
+from prefopt.data.reasons import Reason, SkipRow
 
 Row = Mapping[str, Any]
 Test = Callable[[Any], bool]
@@ -51,6 +52,7 @@ class Format:
         needs: column, or alternatives as ``"a|b"`` → a test on its first value that is not null.
         build: from a row to an example.
         takes: other columns that it understands.
+        labels: True where columns that are named like labels of its kind (see `prefopt.core.labels`) hold them.
         auto: False where it must be asked for by name, because the columns alone do not decide.
         wanted: True where it is taken only if its kind is the one that is wanted.
     """
@@ -60,13 +62,21 @@ class Format:
     needs: Mapping[str, Test]
     build: Callable[[Row], Example]
     takes: tuple[str, ...] = ()
+    labels: bool = False
     auto: bool = True
     wanted: bool = False
 
     @property
     def consumed(self) -> set[str]:
         """The columns whose content goes into the example; all others go along as ``columns``."""
-        return {name for need in self.needs for name in need.split("|")} | set(self.takes)
+        needed = {name for need in self.needs for name in need.split("|")}
+        return needed.union(self.takes, *(label.columns[self.kind] for label in self.read_labels))
+
+    @property
+    def read_labels(self) -> list[Label]:
+        """The labels of examples that it reads from columns of their own."""
+        known = labels_of(self.kind, Axis.EXAMPLE) if self.labels else []
+        return [label for label in known if label.columns.get(self.kind)]
 
 
 def is_str(value: Any) -> bool:
@@ -136,15 +146,28 @@ def either(row: Row, *names: str) -> Any:
 def by_sign(first: Any, second: Any, lean: float | None, column: str) -> tuple[Any, Any]:
     """(chosen, rejected): a negative lean prefers the first, a positive one the second."""
     if lean is None:
-        raise Drop(f"without {column!r}")
+        raise SkipRow(Reason.MISSING, column=column)
     if lean == 0:
-        raise Drop("ties")
+        raise SkipRow(Reason.TIE)
     return (first, second) if lean < 0 else (second, first)
 
 
-def pair(prompt: Text | None, chosen: Text, rejected: Text, **labels: float | None) -> PairExample:
+def read_label(row: Row, label: Label, kind: str) -> float | bool | None:
+    """The value of a label in the columns of a layout; None where the row has none.
+
+    Raises:
+        SkipRow: a value that the label cannot have.
+    """
+    column = next((name for name in label.columns[kind] if row.get(name) is not None), "")
+    value = (read_bool if label.dtype is bool else read_number)(row.get(column))
+    if value is not None and label.bounds is not None and not label.bounds[0] <= value <= label.bounds[1]:
+        raise SkipRow(Reason.OUT_OF_BOUNDS, column=column, low=label.bounds[0], high=label.bounds[1])
+    return value
+
+
+def pair(prompt: Text | None, chosen: Text, rejected: Text, **labels: float) -> PairExample:
     """A pair brought to one shape."""
-    return PairExample(*split_pair(prompt, chosen, rejected), **labels)
+    return PairExample(*split_pair(prompt, chosen, rejected), labels=labels)
 
 
 def ranking(
@@ -153,7 +176,7 @@ def ranking(
     """Judged answers brought to one shape; one without a text or without a judgement stays, to be counted later.
 
     Raises:
-        Drop: there are fewer than two judged answers, or as many judgements as answers are not given.
+        SkipRow: there are fewer than two judged answers, or as many judgements as answers are not given.
     """
     texts = ["" if answer is None else read_text(answer, "completions") for answer in answers]
     if not all(isinstance(text, str) for text in (prompt, *texts)):
@@ -161,10 +184,10 @@ def ranking(
         texts = [split_prompt(prompt, as_messages(text, "assistant"))[1] for text in texts]
     judgements = [None if given is None else tuple(map(read_number, given)) for given in (scores, ranks)]
     if any(given is not None and len(given) != len(texts) for given in judgements):
-        raise Drop("with another number of scores than completions")
+        raise SkipRow(Reason.SCORES_DIFFER_IN_NUMBER)
     example = RankedExample(prompt, tuple(texts), *judgements)
     if len(example.judged) < 2:
-        raise Drop("with fewer than two rated answers")
+        raise SkipRow(Reason.FEW_RATED)
     return example
 
 
@@ -174,30 +197,9 @@ def user_turn(question: Any, column: str, system: Any = None) -> list[dict]:
     return [*turns, user(read_string(question, column))]
 
 
-_SCORES = [
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen-rating", "rejected-rating"),
-    ("chosen_rating", "rejected_rating"),
-    ("rating_chosen", "rating_rejected"),
-]
-_PAIR_LABELS = (*(name for names in _SCORES for name in names), "preference", "margin")
 _ALPACA = ("instruction", "input", "system", "history")
-_LABEL = "label|kto_tag|desirable"
+_LABEL = "|".join(LABELS["desirable"].columns["labelled"])
 _RATING = "rating|score|reward"
-
-
-def _scores(row: Row) -> dict[str, float | None]:
-    """Scores, preference and margin of a row that names its sides chosen and rejected."""
-    labels = {
-        "chosen_score": read_number(either(row, *(chosen for chosen, _ in _SCORES))),
-        "rejected_score": read_number(either(row, *(rejected for _, rejected in _SCORES))),
-        "preference": read_number(row.get("preference")),
-        "rated_margin": read_number(row.get("margin")),
-    }
-    if labels["preference"] is not None and not 0 <= labels["preference"] <= 1:
-        raise Drop("whose 'preference' is not a probability of chosen, 0 to 1")
-    return labels
 
 
 def _sides(row: Row) -> tuple[Text, Text]:
@@ -225,18 +227,18 @@ def _conversation(row: Row) -> list[dict]:
     return turns
 
 
-def _label(row: Row) -> bool:
-    label = read_bool(either(row, *_LABEL.split("|")))
-    if label is None:
-        raise Drop("without a label that is true or false")
-    return label
+def _desirable(row: Row) -> bool:
+    desirable = read_label(row, LABELS["desirable"], "labelled")
+    if desirable is None:
+        raise SkipRow(Reason.NO_LABEL)
+    return desirable
 
 
 def _rated(row: Row, prompt: Text, completion: Text) -> RankedExample:
     """One completion with a rating, which is a ranking of one."""
     rating = read_number(either(row, *_RATING.split("|")))
     if rating is None:
-        raise Drop("without a rating that is a number")
+        raise SkipRow(Reason.NO_RATING)
     return RankedExample(prompt, (completion,), (rating,))
 
 
@@ -253,24 +255,24 @@ def _with_system(row: Row, prompt: Text, *completions: Text) -> tuple[Text, ...]
 
 def _prompt_pair(row: Row) -> PairExample:
     sides = split_pair(read_text(row.get("prompt"), "prompt"), *_sides(row))
-    return PairExample(*_with_system(row, *sides), **_scores(row))
+    return PairExample(*_with_system(row, *sides))
 
 
 def _implied_pair(row: Row) -> PairExample:
-    return pair(None, *_sides(row), **_scores(row))
+    return pair(None, *_sides(row))
 
 
 def _sharegpt_pair(row: Row) -> PairExample:
-    return pair(_conversation(row), *_sides(row), **_scores(row))
+    return pair(_conversation(row), *_sides(row))
 
 
 def _orca_pair(row: Row) -> PairExample:
     prompt = user_turn(either(row, "question", "input"), "question", row.get("system"))
-    return pair(prompt, *_sides(row), **_scores(row))
+    return pair(prompt, *_sides(row))
 
 
 def _alpaca_pair(row: Row) -> PairExample:
-    return pair(_alpaca_prompt(row), *_sides(row), **_scores(row))
+    return pair(_alpaca_prompt(row), *_sides(row))
 
 
 def _openai_pair(row: Row) -> PairExample:
@@ -308,7 +310,7 @@ def _question_answer(row: Row) -> DemonstrationExample:
 def _scored_completions(row: Row) -> RankedExample:
     prompt, answers = read_text(row.get("prompt"), "prompt"), either(row, "completions", "responses")
     if not isinstance(answers, list):
-        raise Drop("without 'completions'")
+        raise SkipRow(Reason.MISSING, column="completions")
     example = ranking(prompt, answers, scores=row.get("scores"), ranks=row.get("ranks"))
     prompt, *completions = _with_system(row, example.prompt, *example.completions)
     return replace(example, prompt=prompt, completions=tuple(completions))
@@ -331,13 +333,14 @@ _TURNS = "messages|conversations|conversation"
 # The order decides where several fit: the more specific layout comes first.
 BASIC: tuple[Format, ...] = (
     Format("prompt-pairs", "pairs", {"prompt": is_text, "chosen": is_text, "rejected": is_text}, _prompt_pair,
-           ("messages", "conversation", "system", *_PAIR_LABELS)),
+           ("messages", "conversation", "system"), labels=True),
     Format("implied-prompt-pairs", "pairs", {"chosen": is_conversation, "rejected": is_conversation}, _implied_pair,
-           ("messages", *_PAIR_LABELS)),
-    Format("sharegpt-pairs", "pairs", {_TURNS: is_messages, **_CHOSEN}, _sharegpt_pair, ("system", *_PAIR_LABELS)),
-    Format("alpaca-pairs", "pairs", {"instruction": is_str, **_CHOSEN}, _alpaca_pair, (*_ALPACA, *_PAIR_LABELS)),
-    Format("orca-pairs", "pairs", {"question|input": is_str, **_CHOSEN}, _orca_pair, ("system", *_PAIR_LABELS)),
-    Format("hh-rlhf", "pairs", {"chosen": is_transcript, "rejected": is_transcript}, _implied_pair, _PAIR_LABELS),
+           ("messages",), labels=True),
+    Format("sharegpt-pairs", "pairs", {_TURNS: is_messages, **_CHOSEN}, _sharegpt_pair, ("system",), labels=True),
+    Format("alpaca-pairs", "pairs", {"instruction": is_str, **_CHOSEN}, _alpaca_pair, _ALPACA, labels=True),
+    Format("orca-pairs", "pairs", {"question|input": is_str, **_CHOSEN}, _orca_pair, ("system",), labels=True),
+    Format("hh-rlhf", "pairs", {"chosen": is_transcript, "rejected": is_transcript}, _implied_pair,
+           labels=True),
     Format("openai-pairs", "pairs",
            {"input": lambda value: isinstance(value, Mapping) and "messages" in value, "preferred_output": is_messages,
             "non_preferred_output": is_messages}, _openai_pair),
@@ -346,31 +349,32 @@ BASIC: tuple[Format, ...] = (
 OTHER: tuple[Format, ...] = (
     Format("prompt-completion-label", "labelled",
            {"prompt": is_text, "completion|response": is_text, _LABEL: is_label},
-           lambda row: LabelledExample(*_prompt_completion(row), _label(row)), ("system",)),
+           lambda row: LabelledExample(*_prompt_completion(row), _desirable(row)), ("system",), labels=True),
     Format("messages-label", "labelled", {_TURNS: is_messages, _LABEL: is_label},
-           lambda row: LabelledExample(*split_last(_conversation(row)), _label(row)), ("system",)),
+           lambda row: LabelledExample(*split_last(_conversation(row)), _desirable(row)), ("system",), labels=True),
     Format("alpaca-label", "labelled", {"instruction": is_str, "output|response": is_text, _LABEL: is_label},
-           lambda row: LabelledExample(*_alpaca_completion(row), _label(row)), _ALPACA),
+           lambda row: LabelledExample(*_alpaca_completion(row), _desirable(row)), _ALPACA, labels=True),
     Format("prompt-completions-scores", "ranked",
            {"prompt": is_text, "completions|responses": is_answers, "scores|ranks": is_numbers}, _scored_completions,
-           ("system",)),
+           ("system",), labels=True),
     # Of these the completions alone are demonstrations too, which is what they are read as unless ratings are wanted.
     Format("prompt-completion-rating", "ranked",
            {"prompt": is_text, "completion|response": is_text, _RATING: is_number},
-           lambda row: _rated(row, *_prompt_completion(row)), ("system",), wanted=True),
+           lambda row: _rated(row, *_prompt_completion(row)), ("system",), labels=True, wanted=True),
     Format("messages-rating", "ranked", {_TURNS: is_messages, _RATING: is_number},
-           lambda row: _rated(row, *split_last(_conversation(row))), ("system",), wanted=True),
+           lambda row: _rated(row, *split_last(_conversation(row))), ("system",), labels=True, wanted=True),
     Format("alpaca-rating", "ranked", {"instruction": is_str, "output|response": is_text, _RATING: is_number},
-           lambda row: _rated(row, *_alpaca_completion(row)), _ALPACA, wanted=True),
+           lambda row: _rated(row, *_alpaca_completion(row)), _ALPACA, labels=True, wanted=True),
     Format("prompt-completion", "demonstrations", {"prompt": is_text, "completion|response": is_text},
-           lambda row: DemonstrationExample(*_prompt_completion(row)), ("system",)),
+           lambda row: DemonstrationExample(*_prompt_completion(row)), ("system",), labels=True),
     Format("alpaca", "demonstrations", {"instruction": is_str, "output|response": is_text},
-           lambda row: DemonstrationExample(*_alpaca_completion(row)), _ALPACA),
+           lambda row: DemonstrationExample(*_alpaca_completion(row)), _ALPACA, labels=True),
     Format("messages", "demonstrations", {_TURNS: is_messages},
-           lambda row: DemonstrationExample(*split_first(_conversation(row))), ("system", "prompt")),
-    Format("turn-pairs", "demonstrations", {"conversation": is_pairs_of_turns}, _turn_pairs),
+           lambda row: DemonstrationExample(*split_first(_conversation(row))), ("system", "prompt"), labels=True),
+    Format("turn-pairs", "demonstrations", {"conversation": is_pairs_of_turns}, _turn_pairs,
+           labels=True),
     Format("question-answer", "demonstrations", {"question": is_str, "answer|response": is_text}, _question_answer,
-           ("system",)),
+           ("system",), labels=True),
     Format("prompt", "prompts", {"prompt": is_text},
            lambda row: PromptExample(*_with_system(row, read_text(row.get("prompt"), "prompt"))), ("system",)),
     Format("open-messages", "prompts", {_TURNS: _is_open}, _conversation_prompt, ("system",)),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefopt.data.examples import Text
+from prefopt.data.reasons import Reason, SkipRow
 
 ROLES = {
     "user": "user",
@@ -30,14 +31,6 @@ _KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", 
 _MARKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-class Drop(Exception):
-    """A row that cannot be used; ``reason`` completes the phrase "3 rows …" in the audit."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 def is_turn(value: Any) -> bool:
     """Whether this is one message, in either spelling (role/content or from/value)."""
     return isinstance(value, Mapping) and ("role" in value or "from" in value) and not _is_columnar(value)
@@ -60,10 +53,10 @@ def read_text(value: Any, column: str) -> Text:
     """A string as it is; one message or a list of them as messages.
 
     Raises:
-        Drop: the value is missing or neither.
+        SkipRow: the value is missing or neither.
     """
     if value is None:
-        raise Drop(f"without {column!r}")
+        raise SkipRow(Reason.MISSING, column=column)
     if isinstance(value, str):
         return value
     if is_turn(value):
@@ -71,20 +64,20 @@ def read_text(value: Any, column: str) -> Text:
     if is_messages(value):
         return read_messages(value, column)
     if value == []:
-        raise Drop(f"with an empty {column!r}")
-    raise Drop(f"whose {column!r} is neither text nor messages")
+        raise SkipRow(Reason.EMPTY_COLUMN, column=column)
+    raise SkipRow(Reason.NOT_TEXT_OR_MESSAGES, column=column)
 
 
 def read_string(value: Any, column: str) -> str:
     """A string.
 
     Raises:
-        Drop: the value is missing or no string.
+        SkipRow: the value is missing or no string.
     """
     if value is None:
-        raise Drop(f"without {column!r}")
+        raise SkipRow(Reason.MISSING, column=column)
     if not isinstance(value, str):
-        raise Drop(f"whose {column!r} is not text")
+        raise SkipRow(Reason.NOT_TEXT, column=column)
     return value
 
 
@@ -92,12 +85,12 @@ def read_messages(value: Any, column: str) -> list[dict]:
     """A list of messages in the spelling role/content, with null fields and foreign fields removed.
 
     Raises:
-        Drop: the value is missing, no list of messages, or holds an unknown role or content that is not text.
+        SkipRow: the value is missing, no list of messages, or holds an unknown role or content that is not text.
     """
     if value is None or value == []:
-        raise Drop(f"without {column!r}")
+        raise SkipRow(Reason.MISSING, column=column)
     if not is_messages(value):
-        raise Drop(f"whose {column!r} is not a list of messages")
+        raise SkipRow(Reason.NOT_MESSAGES, column=column)
     if isinstance(value, Mapping):
         value = [dict(zip(value, fields, strict=True)) for fields in zip(*value.values(), strict=True)]
     return [read_turn(turn) for turn in value]
@@ -145,7 +138,7 @@ def split_pair(prompt: Text | None, chosen: Text, rejected: Text) -> tuple[Text,
     compared character by character: "…blue" and "…black" do not make a prompt of "…bl".
 
     Raises:
-        Drop: there is no prompt, or the two answer different ones.
+        SkipRow: there is no prompt, or the two answer different ones.
     """
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
@@ -164,7 +157,7 @@ def split_turns(chosen: list[dict], rejected: list[dict]) -> tuple[list[dict], l
     """Shared leading turns, and what follows them on either side; what follows begins with an assistant turn.
 
     Raises:
-        Drop: nothing is shared before the answers.
+        SkipRow: nothing is shared before the answers.
     """
     shared = 0
     # The last turn is always an answer, also where one conversation is the beginning of the other.
@@ -173,7 +166,7 @@ def split_turns(chosen: list[dict], rejected: list[dict]) -> tuple[list[dict], l
     while shared > 0 and not (chosen[shared]["role"] == rejected[shared]["role"] == "assistant"):
         shared -= 1
     if shared == 0:
-        raise Drop("whose chosen and rejected share no prompt")
+        raise SkipRow(Reason.NO_SHARED_PROMPT)
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
@@ -189,12 +182,12 @@ def split_last(messages: list[dict]) -> tuple[list[dict], list[dict]]:
     """Everything before the last assistant turn, and that turn alone.
 
     Raises:
-        Drop: the conversation does not end in an answer, or has no turn before it.
+        SkipRow: the conversation does not end in an answer, or has no turn before it.
     """
     if messages[-1]["role"] != "assistant":
-        raise Drop("that do not end with an assistant turn")
+        raise SkipRow(Reason.NO_LAST_ANSWER)
     if len(messages) == 1:
-        raise Drop("without a prompt")
+        raise SkipRow(Reason.NO_PROMPT)
     return messages[:-1], messages[-1:]
 
 
@@ -202,13 +195,13 @@ def split_first(messages: list[dict]) -> tuple[list[dict], list[dict]]:
     """Everything before the first assistant turn, and the rest up to the last assistant turn.
 
     Raises:
-        Drop: there is no assistant turn, or nothing before the first.
+        SkipRow: there is no assistant turn, or nothing before the first.
     """
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
-        raise Drop("without an assistant turn")
+        raise SkipRow(Reason.NO_ANSWER)
     if answers[0] == 0:
-        raise Drop("without a prompt")
+        raise SkipRow(Reason.NO_PROMPT)
     return messages[: answers[0]], messages[answers[0] : answers[-1] + 1]
 
 
@@ -219,11 +212,11 @@ def read_transcript(text: str) -> list[dict]:
     a system turn.
 
     Raises:
-        Drop: the text has no such marker.
+        SkipRow: the text has no such marker.
     """
     head, *parts = _MARKER.split(text)
     if not parts:
-        raise Drop("without a prompt (no 'prompt' column, and no Human/Assistant markers)")
+        raise SkipRow(Reason.NO_MARKERS)
     turns = [{"role": "system", "content": head.strip()}] if head.strip() else []
     for speaker, content in zip(parts[::2], parts[1::2], strict=True):
         role = ROLES[speaker.lower()]
@@ -250,7 +243,7 @@ def _without(prompt: list[dict], messages: list[dict]) -> list[dict]:
         return messages
     if len(messages) > len(prompt) and messages[: len(prompt)] == prompt:
         return messages[len(prompt) :]
-    raise Drop("whose completion begins with turns that are not its prompt")
+    raise SkipRow(Reason.OTHER_PROMPT)
 
 
 def _is_columnar(value: Any) -> bool:
@@ -261,7 +254,7 @@ def _role(turn: Mapping) -> str:
     name = turn.get("role", turn.get("from"))
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise Drop(f"with the unknown role {name!r}")
+        raise SkipRow(Reason.UNKNOWN_ROLE, role=repr(name))
     return role
 
 
@@ -272,4 +265,4 @@ def _content(content: Any) -> str:
         return content
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
         return "".join(part["text"] for part in content)
-    raise Drop("with content that is not text")
+    raise SkipRow(Reason.CONTENT_NOT_TEXT)

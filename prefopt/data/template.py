@@ -7,7 +7,8 @@ from typing import Any
 
 from prefopt.core.errors import DataError, UsageError, did_you_mean
 from prefopt.data.examples import Text
-from prefopt.data.messages import Drop, as_messages, trains
+from prefopt.data.messages import as_messages, trains
+from prefopt.data.reasons import Reason, SkipRow
 from prefopt.data.settings import DataSettings
 
 PLAIN_NOTE = "the tokenizer has no chat template: turns are written as plain text, under lines 'User:' and 'Assistant:'"
@@ -52,8 +53,8 @@ def render_prompt(
         return prompt
     try:
         return Renderer(tokenizer, DataSettings.of(settings)).render(prompt, open_turn=True, tools=tools)
-    except Drop as drop:
-        raise DataError(f"this prompt cannot be rendered; it is one {drop.reason}.") from drop
+    except SkipRow as skip:
+        raise DataError(f"this prompt cannot be rendered; it is one {skip.cause}.") from skip
 
 
 class Renderer:
@@ -79,11 +80,11 @@ class Renderer:
         """Text of a conversation; with ``open_turn`` it ends where the assistant begins to write.
 
         Raises:
-            Drop: the chat template refuses these messages.
+            SkipRow: the chat template refuses these messages.
         """
         if not self.has_template:
             if tools:
-                raise Drop("with tools, which only a chat template can write")
+                raise SkipRow(Reason.TOOLS_WITHOUT_TEMPLATE)
             return "".join(segment.text for segment in self._plain(messages)) + ("Assistant:\n" if open_turn else "")
         return self._apply(messages, add_generation_prompt=open_turn, tools=tools, tokenize=False)
 
@@ -94,7 +95,7 @@ class Renderer:
         them, do not.
 
         Raises:
-            Drop: the template refuses the turns, or renders earlier ones differently once later ones follow, so that
+            SkipRow: the template refuses the turns, or renders earlier ones differently once later ones follow, so that
                 the model would be trained on a text that it never generates from.
         """
         if isinstance(prompt, str) and isinstance(completion, str):
@@ -121,9 +122,9 @@ class Renderer:
             before = start if number == len(prompt) else self.render(messages[:number], open_turn=True, tools=tools)
             after = self.render(messages[: number + 1], tools=tools)
             if not after.startswith(before):
-                raise Drop("whose answer the chat template does not write after its own generation prompt")
+                raise SkipRow(Reason.TEMPLATE_BREAKS_PROMPT)
             if not whole.startswith(after) or len(before) < place:
-                raise Drop("whose earlier turns the chat template rewrites")
+                raise SkipRow(Reason.TEMPLATE_REWRITES)
             place = place or len(start)
             if len(before) > place:
                 segments.append(Segment(whole[place : len(before)], counts=False))
@@ -137,7 +138,7 @@ class Renderer:
         for message in messages:
             counts, content = trains(message), message["content"]
             if message.get("tool_calls"):
-                raise Drop("with tool calls, which only a chat template can write")
+                raise SkipRow(Reason.CALLS_WITHOUT_TEMPLATE)
             segments.append(Segment(f"{_NAMES[message['role']]}:\n", counts=False))
             if message["role"] == "assistant":
                 segments.append(Segment(content + self._eos(), counts=counts, ends=True))
@@ -160,7 +161,7 @@ class Renderer:
         except jinja2.TemplateSyntaxError as error:
             raise DataError(f"the chat template of the tokenizer is not valid: {error}.") from error
         except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise Drop(f"which the chat template refuses ({str(error).splitlines()[0]})") from error
+            raise SkipRow(Reason.TEMPLATE_REFUSES, error=str(error).splitlines()[0]) from error
 
     def _check_arguments(self) -> None:
         if not self.arguments:

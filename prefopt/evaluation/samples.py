@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prefopt.core.micro_batch import MicroBatch
 from prefopt.data import PromptExample, TokenizedExample, collate
 from prefopt.rollouts import Sample
-from prefopt.scoring import Layout, score, to_completions
+from prefopt.scoring import score
 
 ROWS = 128
 """Completions per forward pass of scoring."""
@@ -68,18 +69,15 @@ def log_ratios(
     with evaluating(policy), evaluating(start):
         for chunk in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
             batch = collate([rows[i] for i in chunk], pad_token_id)
-            layout = Layout.of(batch["input_ids"], batch["completion_mask"])
             values = {name: _score(model, batch, temperature) for name, model in models.items()}
-            ratios[chunk] = to_completions(layout, values).log_ratio.numpy()
+            ratios[chunk] = batch.rows.layout.completions(values).log_ratio.numpy()
     return ratios.reshape(samples.rewards.shape)
 
 
-def _score(model: nn.Module, batch: dict[str, Any], temperature: float) -> Float[Tensor, " k"]:
+def _score(model: nn.Module, batch: MicroBatch, temperature: float) -> Float[Tensor, " k"]:
     """Log-probabilities on the model's own device, brought to the CPU in float64."""
-    device = next(model.parameters()).device
-    batch = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "completion_mask")}
-    layout = Layout.of(batch["input_ids"], batch["completion_mask"])
-    return score(model, batch, layout, temperature=temperature)["logps"].cpu().double()
+    padded = batch.to(next(model.parameters()).device).rows
+    return score(model, padded, temperature=temperature)["logps"].cpu().double()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.core.objective import Objective
@@ -71,14 +71,9 @@ class HeldOutPairs:
     def __init__(self, pairs: TokenizedDataset, start: nn.Module) -> None:
         self.start = FrozenModel(start, "the start")
         size, device = ROWS // 2, next(start.parameters()).device
-        batches = [
-            pairs.collate([pairs[i] for i in range(begin, min(begin + size, len(pairs)))])
-            for begin in range(0, len(pairs), size)
-        ]
-        # The first objective with a reference leaves its log-probs in here.
         self.batches = [
-            {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            for batch in batches
+            pairs.collate([pairs[i] for i in range(begin, min(begin + size, len(pairs)))]).to(device)
+            for begin in range(0, len(pairs), size)
         ]
 
     @torch.no_grad()
@@ -91,9 +86,10 @@ class HeldOutPairs:
         scorer = StepScorer(objective, self.start if objective.needs.reference else None)
         outcomes = []
         with evaluating(policy):
+            # They are kept: the first objective with a reference scores it for all that follow.
+            self.batches = [scorer.score_reference(policy, batch) for batch in self.batches]
             for batch in self.batches:
-                scorer.score_reference(policy, batch)
-                rows = scorer.completions(policy, batch)
+                rows = scorer.completions(policy, batch.rows, batch.ref_logps)
                 n = len(rows) // 2
                 outcomes.append((1 + torch.sign(objective.reward(rows[:n]) - objective.reward(rows[n:]))) / 2)
         return torch.cat(outcomes).double().cpu().numpy()

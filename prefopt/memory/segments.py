@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefopt.data import TokenizedExample, collate
-from prefopt.scoring import Layout
 from prefopt.scoring.flat import Flat
 from prefopt.scoring.sharing import GAIN
 
@@ -42,6 +41,6 @@ class Segments:
             for number, (prompt, completions) in enumerate(self.groups)
             for length in completions
         ]
-        batch = collate(examples)
-        flat = Flat.of(batch, Layout.of(batch["input_ids"], batch["completion_mask"]))
-        return flat if flat.input_ids.numel() <= GAIN * batch["input_ids"].numel() else None
+        padded = collate(examples).rows
+        flat = Flat.of(padded)
+        return flat if flat.input_ids.numel() <= GAIN * padded.input_ids.numel() else None

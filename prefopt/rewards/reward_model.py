@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.core.errors import ModelError, UsageError
 from prefopt.data import DataSettings, Encoder
-from prefopt.data.messages import Drop
+from prefopt.data.reasons import SkipRow
 from prefopt.models import ModelSettings, head_of, load_tokenizer, settle_padding
 from prefopt.models.export import RUN_FILE
 from prefopt.models.load import load_by_name, load_reward_model
@@ -115,8 +115,8 @@ class RewardModel:
     def _encode(self, number: int, prompt: Any, completion: str, ended: bool, tools: Any) -> np.ndarray:
         try:
             head, (ids, _) = self.encoder.completion(prompt, completion, tools)
-        except Drop as drop:
-            raise UsageError(f"completion {number} cannot be scored: a row {drop.reason}.") from drop
+        except SkipRow as skip:
+            raise UsageError(f"completion {number} cannot be scored: a row {skip.cause}.") from skip
         # It was closed by an end token, which one that was cut off does not have.
         row = np.concatenate([head, ids if ended else ids[:-1]])
         check_length(number, len(row), self.context)

@@ -18,7 +18,7 @@ from prefopt.rollouts.generator import GenerationSettings, Generator, Mixture
 from prefopt.rollouts.kl_controller import KLController
 from prefopt.rollouts.rollout import MIXTURE, POLICY, REFERENCE, Group, Rollout, Source, example_of
 from prefopt.rollouts.sample import Sample, columns_of
-from prefopt.scoring import Layout, score, score_values
+from prefopt.scoring import score, score_values
 
 TRIES = 10
 """How many times the prompts of a rollout are drawn again for groups that teach nothing."""
@@ -182,25 +182,21 @@ class RolloutMaker:
         was_training = policy.training
         policy.eval()
         device = next(policy.parameters()).device
-        batch = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in collate(examples, pad_token_id=self.pad_token_id).items()
-        }
-        layout = Layout.of(batch["input_ids"], batch["completion_mask"])
+        padded = collate(examples, pad_token_id=self.pad_token_id).to(device).rows
         # At temperature 0 the generator's log-probs are those of the logits as they are.
         temperature = self.settings.temperature or 1.0
         joint = self.critic is not None and not self.critic.separate
         head = self.critic.head if joint and "values" in needs else None
-        scored = score(policy, batch, layout, temperature=temperature, value_head=head)
+        scored = score(policy, padded, temperature=temperature, value_head=head)
         values = {"old_logps": scored["logps"]}
         if "ref_logps" in needs:
             with self.reference.activated(policy) as reference:
-                values["ref_logps"] = score(reference, batch, layout, temperature=temperature)["logps"]
+                values["ref_logps"] = score(reference, padded, temperature=temperature)["logps"]
         if "values" in needs and joint:
             values["values"] = scored["values"]
         elif "values" in needs:
             with self.critic.activated(policy) as model:
-                values["values"] = score_values(model, batch, layout, self.critic.head)
+                values["values"] = score_values(model, padded, self.critic.head)
         policy.train(was_training)
         return values
 

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from prefopt.core.errors import UsageError
+from prefopt.core.micro_batch import MicroBatch
 from prefopt.data import TokenizedDataset, TokenizedExample, collate
 from prefopt.rollouts.collector import RolloutMaker
 from prefopt.rollouts.schedule import Plan
@@ -110,7 +111,7 @@ class RolloutLoader:
         rollouts = -(-len(self.dataset) // (self.size * self.prompts.world))
         return rollouts * self.plan.passes * self.per_pass
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         while True:
             yield self._next()
             if self.given % len(self) == 0:
@@ -120,7 +121,7 @@ class RolloutLoader:
         """Use the current rollout no more; the next micro-batch begins another one."""
         self._skip = True
 
-    def _next(self) -> dict[str, Any]:
+    def _next(self) -> MicroBatch:
         if not self._examples or self._skip or self._cursor == self.plan.passes * self.per_pass:
             self._renew()
         rows = self._rows(*divmod(self._cursor, self.per_pass))
@@ -235,7 +236,7 @@ class EvaluationRollouts:
     def __len__(self) -> int:
         return -(-len(self.dataset) // (self.batch_size * self.world))
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         own = np.array_split(np.arange(len(self.dataset)), self.world)[self.rank]
         seed = int(np.random.SeedSequence([self.seed, self.rank]).generate_state(1)[0])
         # One rollout: what a source takes over all of it (whitening, for one) must not depend on the batch size.

@@ -5,7 +5,6 @@ predicted at the last prompt position. What comes after a completion's last pred
 reads it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Self
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prefopt.scoring.layout import Layout
+from prefopt.core.micro_batch import PaddedRows
 
 WASTE = 0.25
 """Share of a bucket's attention scores that padding may take up, beyond a floor below which a call of its own costs
@@ -129,12 +128,11 @@ class Flat:
         return self.masks[key]
 
     @classmethod
-    def of(cls, batch: Mapping[str, Tensor], layout: Layout) -> Self:
-        """Lay out a padded micro-batch, [R, T]."""
-        ids, device = batch["input_ids"], batch["input_ids"].device
-        width = ids.shape[1]
-        ids, row, column = ids.cpu().numpy(), layout.row.cpu().numpy(), layout.predictor.cpu().numpy()
-        column = column - row * width
+    def of(cls, padded: PaddedRows) -> Self:
+        """Lay out padded rows one after the other."""
+        device, layout = padded.device, padded.layout
+        ids, row, column = (values.cpu().numpy() for values in (padded.input_ids, layout.row, layout.predictor))
+        column = column - row * padded.width
         # Rows without a token that counts have nothing to predict and are left out.
         rows, first = np.unique(row, return_index=True)
         last = np.append(first[1:], len(row)) - 1

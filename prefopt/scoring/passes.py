@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from prefopt.scoring.layout import Layout
+from prefopt.core.micro_batch import PaddedRows
 
 CALL = {"cpu": 128}
 """What a forward and backward pass costs besides its positions, in positions, by device. On a CPU it was 20 to 110 for
@@ -74,23 +74,24 @@ def cheapest(lengths: Sequence[int], call: int) -> list[list[int]]:
     return passes[::-1]
 
 
-def parts_of(batch: Mapping[str, Tensor], rows: Int[Tensor, " r"], call: int) -> list[Part]:
-    """Some rows of a micro-batch, [R, T], that is padded on the right, in the cheapest parts; each row is in one."""
-    lengths = batch["attention_mask"][rows].sum(dim=1).tolist()
+def parts_of(padded: PaddedRows, rows: Int[Tensor, " r"], call: int) -> list[Part]:
+    """Some rows, by number, in the cheapest parts; each row is in one."""
+    lengths = padded.attention_mask[rows].sum(dim=1).tolist()
     made = []
     for chosen in cheapest(lengths, call):
         own, width = rows[chosen], max(lengths[i] for i in chosen)
-        made.append(Part({key: batch[key][own, :width] for key in ("input_ids", "attention_mask")}, own))
+        made.append(Part({key: values[own, :width] for key, values in padded.inputs.items()}, own))
     return made
 
 
-def pass_of(part: Part, layout: Layout, width: int) -> Pass:
-    """The forward pass of a part of a micro-batch with ``width`` columns."""
+def pass_of(part: Part, padded: PaddedRows) -> Pass:
+    """The forward pass of a part of these rows."""
+    layout = padded.layout
     place = torch.full_like(layout.lengths, -1)
     place[part.rows] = torch.arange(len(part.rows), device=place.device)
     tokens = (place[layout.row] >= 0).nonzero().squeeze(1)
     row = layout.row[tokens]
-    column = layout.predictor[tokens] - row * width
+    column = layout.predictor[tokens] - row * padded.width
     return Pass(part.inputs, place[row] * part.inputs["input_ids"].shape[1] + column, tokens)
 
 

@@ -4,7 +4,7 @@ Where their logits would be too many, the hidden states are kept instead. They g
 a plain linear map (see `tiles`), and through its module in chunks of rows, once more in the backward pass, where not.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prefopt.core.errors import ModelError, UsageError
+from prefopt.core.micro_batch import PaddedRows
 from prefopt.scoring import tiles
 from prefopt.scoring.head import (
     LinearHead,
@@ -24,7 +25,6 @@ from prefopt.scoring.head import (
     logits_equal,
     vocabulary_of,
 )
-from prefopt.scoring.layout import Layout
 from prefopt.scoring.passes import Pass, in_order
 from prefopt.scoring.sharing import arranged
 
@@ -61,21 +61,19 @@ class Rows(NamedTuple):
 
 def score(
     model: nn.Module,
-    batch: Mapping[str, Tensor],
-    layout: Layout,
+    padded: PaddedRows,
     *,
     statistics: frozenset[str] = frozenset(),
     reference: Rows | None = None,
     temperature: float = 1.0,
     value_head: nn.Module | None = None,
 ) -> dict[str, Float[Tensor, " k"]]:
-    """Log-probabilities of the completion tokens of a padded micro-batch.
+    """Log-probabilities of the completion tokens of padded rows.
 
     Args:
         model: a transformers causal LM, a peft model of one, or either wrapped for data parallelism. It is called
             through its own ``forward``, so that wrappers, adapters, softcaps and logit scales do what they do.
-        batch: ``input_ids`` and ``attention_mask``, [R, T], padded on the right.
-        layout: the completion tokens of that batch.
+        padded: the rows.
         statistics: further per-token values: ``"entropy"``, −Σ_v π(v) log π(v), and ``"log_sum_p2"``, log Σ_v π(v)²,
             without gradient; ``"kl"``, KL(π_ref ‖ π) over the vocabulary, with gradient.
         reference: from `rows_of` at the same positions; needed for ``"kl"``.
@@ -86,8 +84,8 @@ def score(
         ``logps``: log π(token), [K] in nats, in float32 or the model's dtype if that is wider; the statistics; and,
         with a ``value_head``, ``values``, what it says before each token.
     """
-    rows = rows_of(model, batch, layout)
-    values = values_of(rows, layout.target, statistics=statistics, reference=reference, temperature=temperature)
+    rows = rows_of(model, padded)
+    values = values_of(rows, padded.layout.target, statistics=statistics, reference=reference, temperature=temperature)
     if value_head is not None:
         values["values"] = _valued(rows.hidden, value_head)
     return values
@@ -134,18 +132,15 @@ def values_of(
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def score_values(
-    model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, value_head: nn.Module
-) -> Float[Tensor, " k"]:
+def score_values(model: nn.Module, padded: PaddedRows, value_head: nn.Module) -> Float[Tensor, " k"]:
     """What a critic says before each completion token, V(x, y_<t), from the hidden states of a language model.
 
     Args:
         model: as in `score`; all but one of its positions stay out of the vocabulary head.
-        batch: as in `score`.
-        layout: the completion tokens of that batch.
+        padded: the rows.
         value_head: from hidden states [K, h] to values [K, 1], whatever their precision.
     """
-    passes = arranged(model, batch, layout, _logps)
+    passes = arranged(model, padded, _logps)
     head = getattr(model, "module", model).get_output_embeddings()
     values = []
     for inputs, index, _ in passes:
@@ -160,14 +155,14 @@ def _valued(hidden: Tensor | None, value_head: nn.Module) -> Float[Tensor, " k"]
     return value_head(hidden).squeeze(-1)
 
 
-def rows_of(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout) -> Rows:
-    """The completion positions of a batch after its forward passes: their logits, or, of many, their hidden states.
+def rows_of(model: nn.Module, padded: PaddedRows) -> Rows:
+    """The completion positions of padded rows after the forward passes: their logits, or, of many, their hidden states.
 
     Rows that begin with the same prompt share it where the model allows it, and where it does not, rows of very
     different lengths are not padded to one length (see `sharing`).
     """
-    passes = arranged(model, batch, layout, _logps)
-    parts = [_rows(model, one, len(layout.target)) for one in passes]
+    passes = arranged(model, padded, _logps)
+    parts = [_rows(model, one, len(padded.layout.target)) for one in passes]
     if len(parts) == 1:
         return parts[0]
     tokens = [one.tokens for one in passes]

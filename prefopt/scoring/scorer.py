@@ -1,19 +1,19 @@
 """From micro-batches of token ids to what an objective reads: scored containers, observations, counts."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from prefopt.core.batches import Batch, Completions, Labelled
 from prefopt.core.errors import UsageError
+from prefopt.core.micro_batch import MicroBatch, PaddedRows
 from prefopt.core.objective import Objective
 from prefopt.data import TokenizedDataset
 from prefopt.models import Reference
-from prefopt.scoring import Layout, Rows, in_order, in_parts, lengths_of, pad_tokens, rows_of, score, to_completions
-
-MicroBatch = dict[str, Any]
+from prefopt.scoring import Rows, in_order, in_parts, rows_of, score
 
 
 class StepScorer:
@@ -45,49 +45,60 @@ class StepScorer:
         self.temperature = temperature
         self.value_head = value_head
 
-    def container(self, model: nn.Module, batch: Mapping[str, Any]) -> Batch:
+    def container(self, model: nn.Module, batch: MicroBatch) -> Batch:
         """The micro-batch, scored by ``model`` (with gradient if enabled), as the objective's container.
 
-        Reference log-probs must have been added by `score_reference`.
+        It must have its reference log-probs, from `score_reference`.
         """
-        layout, labels = _layout(batch), labels_of(batch)
-        values = self._values(model, batch, layout)
+        values, labels = self._values(model, batch.rows, batch.ref_logps), batch.padded_labels
         if "values" in values:
-            labels["values"] = pad_tokens(layout, values.pop("values"))
-        return self.objective.needs.batch.assemble(self._completions(batch, layout, values), labels)
+            labels = {**labels, "values": batch.rows.layout.pad(values.pop("values"))}
+        return self.objective.needs.batch.assemble(self._summed(batch.rows, values), labels)
 
-    def completions(self, model: nn.Module, batch: Mapping[str, Any]) -> Completions:
-        """All rows of a micro-batch in layout order."""
-        layout = _layout(batch)
-        return self._completions(batch, layout, self._values(model, batch, layout))
+    def completions(
+        self, model: nn.Module, padded: PaddedRows, ref_logps: Float[Tensor, " k"] | None = None
+    ) -> Completions:
+        """Rows scored by ``model``, in their order.
 
-    def _values(self, model: nn.Module, batch: Mapping[str, Any], layout: Layout) -> dict[str, Tensor]:
+        Args:
+            model: the policy.
+            padded: the rows.
+            ref_logps: the reference's log-probs of their completion tokens, where the objective reads them.
+        """
+        return self._summed(padded, self._values(model, padded, ref_logps))
+
+    def _values(self, model: nn.Module, padded: PaddedRows, ref_logps: Tensor | None) -> dict[str, Tensor]:
         """What is scored, flat; of a reward model one number a row."""
         needs = self.objective.needs
         if needs.rewards:
-            return {"rewards": rewards_of(model, batch)}
-        reference = self._reference_rows(model, batch, layout) if "kl" in needs.statistics else None
+            return {"rewards": rewards_of(model, padded)}
+        reference = self._reference_rows(model, padded) if "kl" in needs.statistics else None
         head = self.value_head if needs.values else None
         options = {"statistics": needs.statistics, "reference": reference, "value_head": head}
-        values = score(model, batch, layout, temperature=self.temperature, **options)
-        if needs.reference:
-            values["ref_logps"] = batch["ref_logps"]
-        return values
+        values = score(model, padded, temperature=self.temperature, **options)
+        return {**values, "ref_logps": ref_logps} if needs.reference else values
 
-    def _completions(self, batch: Mapping[str, Any], layout: Layout, values: dict[str, Tensor]) -> Completions:
+    def _summed(self, padded: PaddedRows, values: dict[str, Tensor]) -> Completions:
         if "rewards" in values:
-            return Completions.of_rewards(values["rewards"], lengths_of(batch["completion_mask"]))
-        return to_completions(layout, values, tokens=self.objective.needs.tokens)
+            return Completions.of_rewards(values["rewards"], padded.lengths)
+        return padded.layout.completions(values, tokens=self.objective.needs.tokens)
 
     @torch.no_grad()
-    def score_reference(self, policy: nn.Module, batch: MicroBatch) -> None:
-        """Add the reference's per-token log-probs of the batch, and of its mismatched rows, where they are missing."""
-        missing = [rows for rows in (batch, batch.get("mismatched")) if rows is not None and "ref_logps" not in rows]
+    def score_reference(self, policy: nn.Module, batch: MicroBatch) -> MicroBatch:
+        """The micro-batch with the reference's log-probs of its rows and its mismatched rows, where it lacks them."""
+        missing: dict[str, PaddedRows] = {}
+        if batch.ref_logps is None:
+            missing["ref_logps"] = batch.rows
+        if batch.mismatched is not None and batch.mismatched_ref_logps is None:
+            missing["mismatched_ref_logps"] = batch.mismatched
         if not self.objective.needs.reference or not missing:
-            return
+            return batch
         with self.reference.activated(policy) as reference:
-            for rows in missing:
-                rows["ref_logps"] = score(reference, rows, _layout(rows), temperature=self.temperature)["logps"]
+            scored = {
+                name: score(reference, padded, temperature=self.temperature)["logps"]
+                for name, padded in missing.items()
+            }
+        return replace(batch, **scored)
 
     @torch.no_grad()
     def observe(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
@@ -97,60 +108,49 @@ class StepScorer:
             return {}
         if observes == {"mismatched"}:
             # The rows themselves are not looked at, so they are not scored here.
-            rows = Completions.unscored(lengths_of(batch["completion_mask"]))
+            rows = Completions.unscored(batch.rows.lengths)
         else:
-            rows = self.completions(model, batch)
-        container = self.objective.needs.batch.assemble(rows, labels_of(batch))
+            rows = self.completions(model, batch.rows, batch.ref_logps)
+        container = self.objective.needs.batch.assemble(rows, batch.padded_labels)
         if "mismatched" in observes:
-            mismatched = self.completions(model, batch["mismatched"])
+            mismatched = self.completions(model, batch.mismatched, batch.mismatched_ref_logps)
             container = Labelled(completions=rows, desirable=container.desirable, mismatched=mismatched)
         return self.objective.observe(container)
 
     def counts(self, batch: MicroBatch) -> Mapping[str, int]:
         """The units of the micro-batch, before any scoring."""
-        rows = Completions.unscored(lengths_of(batch["completion_mask"]))
-        return self.objective.counts(self.objective.needs.batch.assemble(rows, labels_of(batch)))
+        rows = Completions.unscored(batch.rows.lengths)
+        return self.objective.counts(self.objective.needs.batch.assemble(rows, batch.padded_labels))
 
     @torch.no_grad()
     def gap(self, model: nn.Module, batch: MicroBatch) -> float:
         """The largest difference between policy and reference, in nats per token."""
-        own = score(model, batch, _layout(batch), temperature=self.temperature)["logps"]
-        return (own - batch["ref_logps"]).abs().max().item()
+        own = score(model, batch.rows, temperature=self.temperature)["logps"]
+        return (own - batch.ref_logps).abs().max().item()
 
     @torch.no_grad()
     def noise(self, model: nn.Module, batch: MicroBatch) -> float:
         """The largest difference between two passes of the same policy, in nats per token."""
-        one, other = (score(model, batch, _layout(batch), temperature=self.temperature)["logps"] for _ in range(2))
+        one, other = (score(model, batch.rows, temperature=self.temperature)["logps"] for _ in range(2))
         return (one - other).abs().max().item()
 
     @torch.no_grad()
-    def _reference_rows(self, model: nn.Module, batch: Mapping[str, Any], layout: Layout) -> Rows:
+    def _reference_rows(self, model: nn.Module, padded: PaddedRows) -> Rows:
         """What the reference's logits are made from, at the positions at which the policy is scored."""
         policy = getattr(model, "module", model)
         with self.reference.activated(policy) as reference:
-            rows = rows_of(reference, batch, layout)
+            rows = rows_of(reference, padded)
             # A head that is the policy's too, and has an adapter, is another one as soon as the policy is back.
             shared = reference is policy and not isinstance(policy.get_output_embeddings(), nn.Linear)
             return rows.whole() if shared else rows
 
 
-def _layout(rows: Mapping[str, Tensor]) -> Layout:
-    return Layout.of(rows["input_ids"], rows["completion_mask"])
-
-
-def labels_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The labels of a micro-batch; per-token ones as rows, padded like its completions."""
-    layout = _layout(batch)
-    by_token = {name: pad_tokens(layout, values) for name, values in batch.get("tokens", {}).items()}
-    return {**batch["extras"], **by_token}
-
-
-def rewards_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def rewards_of(model: nn.Module, padded: PaddedRows) -> Float[Tensor, " r"]:
     """r(x, y) of every row, [R]: the reward model's own output, at the last token before the padding.
 
     Rows of very different lengths are not padded to one length.
     """
-    parts = in_parts(model, batch)
+    parts = in_parts(model, padded)
     rewards = [model(**part.inputs, use_cache=False).logits[:, 0] for part in parts]
     return in_order(rewards, [part.rows for part in parts])
 
@@ -170,14 +170,12 @@ def pair_accuracy(policy: nn.Module, reference: Reference | None, pairs: Tokeniz
     device = next(policy.parameters()).device
     outcomes = []
     for start in range(0, len(pairs), rows):
-        batch = pairs.collate([pairs[i] for i in range(start, min(start + rows, len(pairs)))])
-        batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        layout = _layout(batch)
-        values = score(policy, batch, layout)
+        padded = pairs.collate([pairs[i] for i in range(start, min(start + rows, len(pairs)))]).to(device).rows
+        values = score(policy, padded)
         if reference is not None:
             with reference.activated(policy) as frozen:
-                values["logps"] = values["logps"] - score(frozen, batch, layout)["logps"]
-        chosen, rejected = to_completions(layout, values).logps.chunk(2)
+                values["logps"] = values["logps"] - score(frozen, padded)["logps"]
+        chosen, rejected = padded.layout.completions(values).logps.chunk(2)
         outcomes.append((1 + torch.sign(chosen - rejected)) / 2)
     policy.train(was_training)
     return torch.cat(outcomes).mean().item()

@@ -4,7 +4,7 @@ Where it may not, rows of very different lengths go through it in several passes
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from prefopt.core.console import say
+from prefopt.core.micro_batch import PaddedRows
 from prefopt.scoring.attention import FlatAttention, adopt
 from prefopt.scoring.flat import Flat
-from prefopt.scoring.layout import Layout
 from prefopt.scoring.passes import Part, Pass, call_of, parts_of, pass_of
 
 ROWS = 8
@@ -70,32 +70,32 @@ def why_not_shared(model: nn.Module) -> str:
     return _sharing(_base(model)).off
 
 
-def arranged(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, logps: Logps) -> list[Pass]:
-    """The forward passes of a micro-batch.
+def arranged(model: nn.Module, padded: PaddedRows, logps: Logps) -> list[Pass]:
+    """The forward passes of the rows of a micro-batch.
 
     Args:
         model: as in `share_prompts`.
-        batch: ``input_ids`` and ``attention_mask``, [R, T], padded on the right.
-        layout: the completion tokens of that batch.
+        padded: the rows.
         logps: from a model, a pass and its tokens to log-probs, for the comparison.
 
     Returns:
         The flat sequence where the model may have it and it is shorter; else padded rows, where the model may not have
         it in several passes if they differ enough in length.
     """
+    layout = padded.layout
     every = torch.arange(len(layout.target), device=layout.target.device)
-    padded = Pass(_padded(batch), layout.predictor, every)
+    whole = Pass(padded.inputs, layout.predictor, every)
     base = _base(model)
     sharing = _sharing(base)
     if not len(layout.target):
-        return [padded]
+        return [whole]
     if not sharing.off:
-        flat = Flat.of(batch, layout)
-        if flat.input_ids.numel() > GAIN * batch["input_ids"].numel():
-            return [padded]
+        flat = Flat.of(padded)
+        if flat.input_ids.numel() > GAIN * padded.input_ids.numel():
+            return [whole]
         longest = int(flat.position_ids.max()) + 1
         if longest > GROWTH * sharing.compared:
-            sharing.off = _spread(base) or _difference(model, batch, layout, flat, logps)
+            sharing.off = _spread(base) or _difference(model, padded, flat, logps)
             sharing.compared = longest
             if sharing.off:
                 say(
@@ -104,30 +104,25 @@ def arranged(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, logp
         if not sharing.off:
             return [Pass(flat_arguments(flat), flat.predictor, every)]
     counts = (layout.lengths > 0).nonzero().squeeze(1)
-    parts = in_parts(model, batch, counts)
-    return [padded] if len(parts) == 1 else [pass_of(part, layout, batch["input_ids"].shape[1]) for part in parts]
+    parts = in_parts(model, padded, counts)
+    return [whole] if len(parts) == 1 else [pass_of(part, padded) for part in parts]
 
 
-def in_parts(model: nn.Module, batch: Mapping[str, Tensor], rows: Int[Tensor, " r"] | None = None) -> list[Part]:
-    """Rows of a padded micro-batch, as many at once as is cheapest for a model that sees each by itself.
+def in_parts(model: nn.Module, padded: PaddedRows, rows: Int[Tensor, " r"] | None = None) -> list[Part]:
+    """Padded rows, as many at once as is cheapest for a model that sees each by itself.
 
     Processes that go through the same passes together do not know each other's lengths; there all rows are one part.
 
     Args:
         model: any transformers model, a peft model of one, or either wrapped for data parallelism.
-        batch: ``input_ids`` and ``attention_mask``, [R, T], padded on the right.
+        padded: the rows.
         rows: which of them; by default all.
     """
-    base, ids = _base(model), batch["input_ids"]
-    every = torch.arange(len(ids), device=ids.device)
+    base, every = _base(model), torch.arange(len(padded), device=padded.device)
     switched_off = base in _KNOWN and _KNOWN[base].off == SWITCHED_OFF
     if hasattr(model, "module") or switched_off or _spread(base):
-        return [Part(_padded(batch), every)]
-    return parts_of(batch, every if rows is None else rows, call_of(base))
-
-
-def _padded(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: batch[key] for key in ("input_ids", "attention_mask")}
+        return [Part(padded.inputs, every)]
+    return parts_of(padded, every if rows is None else rows, call_of(base))
 
 
 def flat_arguments(flat: Flat) -> dict[str, Any]:
@@ -179,11 +174,12 @@ def _spread(base: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _difference(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, flat: Flat, logps: Logps) -> str:
+def _difference(model: nn.Module, padded: PaddedRows, flat: Flat, logps: Logps) -> str:
     """How the flat sequence's log-probs differ from those of rows by themselves; empty where they do not.
 
     Without dropout, on the `ROWS` longest rows of the micro-batch.
     """
+    layout = padded.layout
     modules = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -192,18 +188,18 @@ def _difference(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, f
         together = logps(model, Pass(arguments, flat.predictor, every), layout.target)
         if not arguments["flat"].layers:
             return "its layers were not given the arguments of its forward pass"
-        lengths = batch["attention_mask"].sum(dim=1) * (layout.lengths > 0)
+        lengths = padded.attention_mask.sum(dim=1) * (layout.lengths > 0)
         longest = lengths.topk(min(ROWS, int((lengths > 0).sum()))).indices
         chosen = torch.isin(layout.row, longest)
-        alone = _by_row(model, batch, layout, longest, logps)
+        alone = _by_row(model, padded, longest, logps)
         gaps = (together - alone)[chosen]
         if together.dtype in TOLERANCE and not in_half(model):
             worst, limit = gaps.abs().max().item(), TOLERANCE[together.dtype]
         else:
             # With padding after every row: without any, the same kernels may be called as for single rows.
-            inputs = {name: nn.functional.pad(one, (0, 1)) for name, one in _padded(batch).items()}
-            padded = Pass(inputs, layout.predictor + layout.predictor // batch["input_ids"].shape[1], every)
-            noise = (logps(model, padded, layout.target) - alone)[chosen]
+            inputs = {name: nn.functional.pad(one, (0, 1)) for name, one in padded.inputs.items()}
+            wider = Pass(inputs, layout.predictor + layout.predictor // padded.width, every)
+            noise = (logps(model, wider, layout.target) - alone)[chosen]
             worst, limit = _rms(gaps), NOISE * max(_rms(noise), TOLERANCE[torch.float32])
     finally:
         for module in modules:
@@ -215,15 +211,15 @@ def _difference(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, f
     return f"log-probs would differ from those of rows by themselves by {worst:.2g} nats (limit {limit:.2g})"
 
 
-def _by_row(model: nn.Module, batch: Mapping[str, Tensor], layout: Layout, rows: Tensor, logps: Logps) -> Tensor:
+def _by_row(model: nn.Module, padded: PaddedRows, rows: Tensor, logps: Logps) -> Tensor:
     """Log-probs [K] of some rows, each in a forward pass of its own; 0 elsewhere."""
+    layout = padded.layout
     alone = torch.zeros(len(layout.target), device=layout.target.device, dtype=torch.float64)
-    width = batch["input_ids"].shape[1]
     for row in rows.tolist():
         own: Bool[Tensor, " k"] = layout.row == row
-        ids = batch["input_ids"][row : row + 1, : int(batch["attention_mask"][row].sum())]
+        ids = padded.input_ids[row : row + 1, : int(padded.attention_mask[row].sum())]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        one = Pass(inputs, layout.predictor[own] - row * width, own.nonzero().squeeze(1))
+        one = Pass(inputs, layout.predictor[own] - row * padded.width, own.nonzero().squeeze(1))
         alone[own] = logps(model, one, layout.target[own]).double()
     return alone
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from prefopt.algorithms import Algorithm
 from prefopt.core.console import say
 from prefopt.core.errors import UsageError
+from prefopt.core.labels import Axis, optional_labels
 from prefopt.core.needs import Needs
 from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
 from prefopt.models import ModelSettings, Reference, load_policy, load_tokenizer, make_reference, settle_padding
@@ -237,7 +238,7 @@ def prepare_data(
 def _unread(dataset: TokenizedDataset, needs: Needs, name: str) -> list[str]:
     """A line about numbers that the data has and the objective does not look at."""
     # The scores of a ranking give its order, which every ranked objective reads.
-    known = {"preference", "chosen_score", "rejected_score", "rated_margin"} & set(dataset.examples[0].labels)
+    known = set(optional_labels(Axis.EXAMPLE)) & set(dataset.examples[0].labels)
     unread = sorted(known - {*needs.labels, *needs.optional})
     return [f"{name} does not use {', '.join(unread)} of this data"] if unread else []
 

@@ -21,7 +21,7 @@ def step_loader(
     """A loader of this process's share of every batch.
 
     Args:
-        dataset: of tokenised examples.
+        dataset: of tokenized examples.
         args: number of processes and workers, and memory pinning.
         batch_size: examples per process and batch.
         needs: of the objective: one that compares examples cannot take a last batch of one, which is left out.

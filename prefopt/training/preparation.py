@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from prefopt.core.counts import global_counts
 from prefopt.core.errors import UsageError
 from prefopt.core.loss import State
-from prefopt.data.collate import join_reference
-from prefopt.scoring import in_half, lengths_of
-from prefopt.scoring.scorer import MicroBatch, StepScorer
+from prefopt.core.micro_batch import MicroBatch
+from prefopt.scoring import in_half
+from prefopt.scoring.scorer import StepScorer
 from prefopt.training.splitting import Portions
 
 # Nats per token by which policy and reference may differ at the start; equal weights give 0 on one machine.
@@ -53,25 +52,27 @@ class Preparation:
         self._known: tuple[nn.Module | None, nn.Module | None] = (None, None)
 
     @torch.no_grad()
-    def step(self, model: nn.Module, batches: list[MicroBatch], state: State) -> Step:
-        """Add the reference's log-probs to the micro-batches of a step, and let the objective prepare it.
+    def step(self, model: nn.Module, batches: list[MicroBatch], state: State) -> tuple[list[MicroBatch], Step]:
+        """Score the micro-batches of a step with the reference, and let the objective prepare it.
 
         Args:
             model: the policy, as it is trained.
             batches: of this process; from `collate`, on its device.
             state: the objective's, as the last step left it.
+
+        Returns:
+            The micro-batches with the reference's log-probs, and what is the same for all of them.
         """
         model.eval()
         observed: list[dict[str, Tensor]] = []
         with self.accelerator.autocast():
-            for batch in batches:
-                self.add_reference(model, batch)
+            batches = [self.with_reference(model, batch) for batch in batches]
             self._check_start(model, batches[0])
             for batch in batches:
                 observed += self._observe(model, batch)
         counts = [self.scorer.counts(batch) for batch in batches]
         denominators = global_counts(counts, self.accelerator.gather, self.accelerator.device)
-        return Step(denominators, self.scorer.objective.prepare(state, self._gather(observed)))
+        return batches, Step(denominators, self.scorer.objective.prepare(state, self._gather(observed)))
 
     @torch.no_grad()
     def evaluation(self, model: nn.Module, batches: Iterable[MicroBatch], state: State) -> State:
@@ -79,8 +80,7 @@ class Preparation:
         observed: list[dict[str, Tensor]] = []
         if self.scorer.objective.needs.observes:
             for batch in batches:
-                self.add_reference(model, batch)
-                observed += self._observe(model, batch)
+                observed += self._observe(model, self.with_reference(model, batch))
         gathered = self._gather(observed)
         if self.scorer.objective.needs.observes and not gathered:
             return state
@@ -91,23 +91,23 @@ class Preparation:
         """Of rows with one completion each, the reference's log-probs of the tokens that count."""
         model.eval()
         with self.accelerator.autocast():
-            self.add_reference(model, batch)
+            batch = self.with_reference(model, batch)
             self._check_start(model, batch)
-        parts = batch["ref_logps"].cpu().split(lengths_of(batch["completion_mask"]).tolist())
+        parts = batch.ref_logps.cpu().split(batch.rows.lengths.tolist())
         return [part.numpy() for part in parts]
 
-    def add_reference(self, model: nn.Module, batch: MicroBatch) -> None:
-        """Add what is missing of the reference's log-probs."""
+    def with_reference(self, model: nn.Module, batch: MicroBatch) -> MicroBatch:
+        """A micro-batch with what was missing of the reference's log-probs."""
         policy = self._unwrapped(model)
-        parts: list[tuple[int, int, Mapping[str, Any]]] = []
+        parts: list[tuple[int, int, MicroBatch]] = []
 
         def score(part: MicroBatch, start: int, end: int) -> None:
-            self.scorer.score_reference(policy, part)
-            parts.append((start, end, part))
+            parts.append((start, end, self.scorer.score_reference(policy, part)))
 
         self.portions.each(batch, score)
-        if len(parts) > 1 and self.scorer.objective.needs.reference:
-            join_reference(batch, parts)
+        if len(parts) == 1:
+            return parts[0][2]
+        return batch.with_reference_of(parts) if self.scorer.objective.needs.reference else batch
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         """Without the wrappers of parallel training; accelerate looks through all modules for that each time."""

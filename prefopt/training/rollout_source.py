@@ -18,6 +18,7 @@ from prefopt.core.console import say
 from prefopt.core.counts import step_loss
 from prefopt.core.errors import UsageError
 from prefopt.core.loss import Loss
+from prefopt.core.micro_batch import MicroBatch
 from prefopt.core.objective import Objective
 from prefopt.data import DataSettings, Encoder, TokenizedDataset
 from prefopt.models import Critic, Reference, make_critic
@@ -35,8 +36,7 @@ from prefopt.rollouts import (
     RolloutMaker,
     TransformersGenerator,
 )
-from prefopt.scoring import Layout, pad_tokens, score_values
-from prefopt.scoring.scorer import labels_of
+from prefopt.scoring import score_values
 from prefopt.training.arguments import CHECKPOINTING
 
 CRITIC_FILE = "critic.safetensors"
@@ -143,7 +143,7 @@ class OnlineRun:
     def train_critic(
         self,
         policy: nn.Module,
-        batch: Mapping[str, Any],
+        batch: MicroBatch,
         denominators: Mapping[str, float],
         accelerator: Accelerator,
     ) -> Mapping[str, Tensor]:
@@ -172,13 +172,12 @@ class OnlineRun:
                 if weight.grad is not None:
                     weight.grad = accelerator.reduce(weight.grad, "mean")
 
-    def _valued(self, body: nn.Module, batch: Mapping[str, Any]) -> Rollouts:
+    def _valued(self, body: nn.Module, batch: MicroBatch) -> Rollouts:
         """The micro-batch with the critic's values, and without log-probabilities, which it does not read."""
-        layout = Layout.of(batch["input_ids"], batch["completion_mask"])
-        values = pad_tokens(layout, score_values(body, batch, layout, self.critic.head))
-        mask = torch.arange(values.shape[1], device=values.device) < layout.lengths[:, None]
-        rows = Completions.from_tokens(TokenLogps(mask=mask, logps=torch.zeros_like(values)))
-        return Rollouts.assemble(rows, {**labels_of(batch), "values": values})
+        layout = batch.rows.layout
+        values = layout.pad(score_values(body, batch.rows, self.critic.head))
+        rows = Completions.from_tokens(TokenLogps(mask=layout.mask, logps=torch.zeros_like(values)))
+        return Rollouts.assemble(rows, {**batch.padded_labels, "values": values})
 
     def add_to(self, optimizer: torch.optim.Optimizer, policy: nn.Module, learning_rate: float) -> None:
         """Train the critic's own weights with the policy's optimizer, at its own learning rate."""

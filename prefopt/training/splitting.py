@@ -1,7 +1,6 @@
 """Micro-batches that do not fit into memory go through a model in portions, and give the same sums."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -9,14 +8,14 @@ from torch import nn
 
 from prefopt.core.console import say
 from prefopt.core.errors import OutOfMemory
-from prefopt.data.collate import examples_in, part
+from prefopt.core.micro_batch import MicroBatch
 
 # What allocators say that do not raise torch.OutOfMemoryError, and what they raise: a kernel that cannot be loaded
 # any more, and memory of the machine that is kept for copies from a card.
 _ERRORS = (RuntimeError, torch.AcceleratorError)
 _SAID = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
-Work = Callable[[Mapping[str, Any], int, int], None]
+Work = Callable[[MicroBatch, int, int], None]
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
@@ -40,7 +39,7 @@ class Portions:
         self.what, self.whole = what, whole
         self.most: int | None = None
 
-    def each(self, batch: Mapping[str, Any], work: Work, weights: Iterable[nn.Parameter] = ()) -> None:
+    def each(self, batch: MicroBatch, work: Work, weights: Iterable[nn.Parameter] = ()) -> None:
         """Do some work on a micro-batch, in one or more portions that together hold every example once.
 
         Args:
@@ -52,18 +51,18 @@ class Portions:
         Raises:
             OutOfMemory: a single example does not fit, or the micro-batch must stay whole.
         """
-        self._each(batch, 0, examples_in(batch), work, list(weights))
+        self._each(batch, 0, batch.num_examples, work, list(weights))
 
-    def _each(self, batch: Mapping[str, Any], start: int, end: int, work: Work, weights: list[nn.Parameter]) -> None:
+    def _each(self, batch: MicroBatch, start: int, end: int, work: Work, weights: list[nn.Parameter]) -> None:
         if self.most is not None and end - start > self.most:
             size = self.most
             for first in range(start, end, size):
                 self._each(batch, first, min(first + size, end), work, weights)
             return
         before = [(weight.grad, _version(weight)) for weight in weights]
-        all_of_it = end - start == examples_in(batch)
+        all_of_it = end - start == batch.num_examples
         try:
-            return work(batch if all_of_it else part(batch, start, end), start, end)
+            return work(batch if all_of_it else batch.part(start, end), start, end)
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
@@ -89,8 +88,8 @@ class Portions:
         for weight, grad in done:
             weight.grad = grad
 
-    def _remedies(self, batch: Mapping[str, Any], start: int, end: int) -> str:
-        tokens = int(batch["attention_mask"].sum(dim=1).max())
+    def _remedies(self, batch: MicroBatch, start: int, end: int) -> str:
+        tokens = int(batch.rows.attention_mask.sum(dim=1).max())
         why = f", which cannot be divided because {self.whole}" if self.whole and end - start > 1 else ""
         return (
             f"{self.what}: out of memory with {_number(end - start)} of up to {tokens} tokens{why}. `prefopt plan` "

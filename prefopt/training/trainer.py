@@ -18,6 +18,7 @@ from prefopt.algorithms import Algorithm, get_algorithm
 from prefopt.core.counts import LossSums, step_loss
 from prefopt.core.errors import UsageError
 from prefopt.core.loss import Loss, State
+from prefopt.core.micro_batch import MicroBatch
 from prefopt.core.objective import Objective
 from prefopt.core.version import VERSION
 from prefopt.data import DataSettings, TokenizedDataset, collate, prepare_dataset, read_ahead
@@ -67,13 +68,13 @@ class Trainer(transformers.Trainer):
     Raises:
         UsageError, DataError, ModelError: what cannot work, in one line with the remedy, before anything is trained.
 
-    Of ``transformers.Trainer`` it overrides `get_train_dataloader` and `get_eval_dataloader` (batches that are the
-    same on any number of processes, or sampled on demand), `get_batch_samples` (where *prepare* sees all
-    micro-batches of a step), `compute_loss`, `training_step`, `create_optimizer` and `_clip_grad_norm` (a critic
-    beside the policy), `floating_point_ops` (weights are counted once), `evaluation_loop` (sums and counts, not means
-    of batch means), `log` (adds the metrics), `train` (restores the objective's state), `_save_rng_state` and
-    `_load_rng_state` (rollouts in checkpoints) and `_save` (adapters without those of other roles, JSON instead of a
-    pickle).
+    Of ``transformers.Trainer`` it overrides `get_train_dataloader` and `get_eval_dataloader` (batches that are the same
+    on any number of processes, or sampled on demand), `_prepare_inputs` and `_track_num_input_tokens` (a `MicroBatch`
+    in place of a dict), `get_batch_samples` (where *prepare* sees all micro-batches of a step), `compute_loss`,
+    `training_step`, `create_optimizer` and `_clip_grad_norm` (a critic beside the policy), `floating_point_ops`
+    (weights are counted once), `evaluation_loop` (sums and counts, not means of batch means), `log` (adds the metrics),
+    `train` (restores the objective's state), `_save_rng_state` and `_load_rng_state` (rollouts in checkpoints) and
+    `_save` (adapters without those of other roles, JSON instead of a pickle).
     """
 
     def __init__(
@@ -290,6 +291,10 @@ class Trainer(transformers.Trainer):
         """Of the order of the data, and of what is sampled."""
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
+    def _prepare_inputs(self, inputs: MicroBatch) -> MicroBatch:
+        """The micro-batch on the device that trains."""
+        return inputs.to(self.args.device)
+
     # ---- a step: prepare, then losses --------------------------------------------------------------------------
 
     def get_batch_samples(
@@ -304,14 +309,14 @@ class Trainer(transformers.Trainer):
                 break
         if not batches:
             return batches, None
-        step = self.preparation.step(self.model, batches, self.objective_state)
+        batches, step = self.preparation.step(self.model, batches, self.objective_state)
         self._pending_state = {key: step.state[key] for key in self.objective_state}
         return batches, step
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: MicroBatch,
         return_outputs: bool = False,
         num_items_in_batch: Step | None = None,
     ) -> Tensor:
@@ -326,7 +331,7 @@ class Trainer(transformers.Trainer):
     def _metrics(self, loss: Loss) -> Mapping[str, Tensor]:
         return loss.metrics if self.online is None else self.online.metrics(loss)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Step | None = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: MicroBatch, num_items_in_batch: Step | None = None) -> Tensor:
         """Forward and backward of the policy; then those of a critic of its own, one role after the other.
 
         Where memory runs out, in portions (see `prefopt.training.splitting`).
@@ -335,13 +340,13 @@ class Trainer(transformers.Trainer):
         shares: list[Tensor] = []
         one_pass = super().training_step
 
-        def learn(part: dict[str, Any], *_: int) -> None:
+        def learn(part: MicroBatch, *_: int) -> None:
             shares.append(one_pass(model, part, num_items_in_batch))
             self._means.add(self._seen)
             if self.online is not None:
                 self.online.watch(self._seen)
 
-        def learn_values(part: dict[str, Any], *_: int) -> None:
+        def learn_values(part: MicroBatch, *_: int) -> None:
             self._means.add(
                 self.online.train_critic(self.policy, part, num_items_in_batch.denominators, self.accelerator)
             )
@@ -374,12 +379,16 @@ class Trainer(transformers.Trainer):
             self.online.add_to(optimizer, self.policy, self.args.learning_rate)
         return optimizer
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def floating_point_ops(self, inputs: MicroBatch) -> int:
         """As transformers estimates them; the weights, for which it walks through all modules, are counted once."""
-        tokens = inputs["input_ids"].numel()
+        tokens = inputs.rows.input_ids.numel()
         if self._flops_per_token is None:
-            self._flops_per_token = super().floating_point_ops(inputs) // tokens
+            self._flops_per_token = super().floating_point_ops(inputs.rows.inputs) // tokens
         return self._flops_per_token * tokens
+
+    def _track_num_input_tokens(self, inputs: MicroBatch) -> None:
+        """As transformers counts them, which looks for ``input_ids`` and ``attention_mask``."""
+        super()._track_num_input_tokens(inputs.rows.inputs)
 
     def _end_of_step(self) -> None:
         """After an optimizer step: remember the objective's state."""
@@ -408,9 +417,9 @@ class Trainer(transformers.Trainer):
             prepared = (self._prepare_inputs(batch) for batch in batches)
             state = self.preparation.evaluation(self.model, prepared, self.objective_state)
 
-            def measure(part: dict[str, Any], *_: int) -> None:
-                self.scorer.score_reference(self.policy, part)
-                loss = self.objective(self.scorer.container(self.model, part), state)
+            def measure(part: MicroBatch, *_: int) -> None:
+                scored = self.scorer.score_reference(self.policy, part)
+                loss = self.objective(self.scorer.container(self.model, scored), state)
                 self._means.add(self._metrics(loss))
                 sums.add(loss)
 

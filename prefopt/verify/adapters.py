@@ -8,8 +8,9 @@ side          ``chosen``, ``w``, ``win``, ``winner``, ``preferred``, ``pos`` or 
 model         ``ref``, ``reference``; otherwise the policy
 what          ``length``, ``lengths``, ``len``; ``mask``; ``score``, ``scores``, ``reward``, ``rewards``; otherwise
               log-probabilities
-the rest      ``preference``, ``desirable`` or ``labels`` (true for desirable), ``z0`` or ``kl``, ``delta``; one
-              parameter named ``batch`` or ``pairs`` gets the container itself
+the rest      a label that the objective reads, such as ``preference``, ``desirable`` or ``labels`` (true for
+              desirable), by its name in `prefopt.core.labels`; ``z0`` or ``kl``, ``delta``; one parameter named
+              ``batch`` or ``pairs`` gets the container itself
 ============  =====================================================================================================
 
 With any ``mask`` among its parameters the function gets per-token values [n, t], otherwise sums [n]. Hyperparameters
@@ -28,7 +29,9 @@ from torch import Tensor
 
 from prefopt.core.batches import Batch, Completions, Pairs
 from prefopt.core.errors import UsageError
+from prefopt.core.labels import Label, labels_of
 from prefopt.core.loss import Loss, State
+from prefopt.core.needs import Needs
 from prefopt.core.objective import Objective
 
 CHOSEN = {"chosen", "w", "win", "winner", "preferred", "pos", "positive", "yw"}
@@ -133,12 +136,11 @@ def _getter(name: str, objective: Objective, tokens: bool, state: set[str]) -> G
         return lambda batch, _: batch
     if STATE.get(name, name) in state:
         return lambda _, values: values[STATE.get(name, name)]
-    if words & {"preference", "preferences"}:
-        return lambda batch, _: batch.preference
-    if needs.batch is not Pairs and words & {"desirable", "label", "labels"}:
-        return lambda batch, _: batch.desirable
+    label = next((one.name for one in labels_of(needs.batch.kind) if _reads(needs, one) and _means(words, one)), None)
+    if label is not None:
+        return lambda batch, _: getattr(batch, label)
     side = "chosen" if words & CHOSEN else "rejected" if words & REJECTED else None
-    if (side is None) == (needs.batch is Pairs):
+    if (side is None) == issubclass(needs.batch, Pairs):
         return None
     if words & SCORE and f"{side}_score" in needs.labels:
         return lambda batch, _: getattr(batch, f"{side}_score")
@@ -149,6 +151,15 @@ def _getter(name: str, objective: Objective, tokens: bool, state: set[str]) -> G
     if what == "ref_logps" and not needs.reference:
         return None
     return lambda batch, _: _column(getattr(batch, side or "completions"), what, tokens)
+
+
+def _reads(needs: Needs, label: Label) -> bool:
+    return label.name in (*needs.labels, *needs.optional) or needs.batch.label_fields().get(label.name, False)
+
+
+def _means(words: set[str], label: Label) -> bool:
+    """Whether the words of a parameter's name say this label."""
+    return words >= set(label.name.split("_")) or bool(words & set(label.words))
 
 
 def _column(completions: Completions, what: str, tokens: bool) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from prefopt.core.batches import Batch, Completions, Demonstrations, Labelled, Pairs, Ranked, Rollouts, TokenLogps
 from prefopt.core.errors import UsageError
+from prefopt.core.labels import Axis, Label, labels_of
 from prefopt.core.needs import Needs
 
 T = TypeVar("T")
@@ -21,12 +22,6 @@ REGIMES = ("ordinary", "reference", "equal", "extreme")
 """``reference``: policy equals reference (and the policy that sampled). ``equal``: both responses of a pair are the
 same. ``extreme``: log-probs of a response from −1e-8 to −1e4, so that margins reach 1e4. A fifth, ``certain``, has
 probabilities of exactly 1."""
-
-OPTIONAL_LABELS = ("preference", "chosen_score", "rejected_score", "rated_margin")
-"""Floating columns that a batch may lack."""
-
-BY_TOKEN = ("old_logps", "advantages", "values", "old_values", "returns")
-"""Columns of `Rollouts` with one value per token."""
 
 
 class Source(Protocol):
@@ -282,6 +277,28 @@ class _Drawing:
         found = [centre + self.source.number(-spread, spread) for centre in centres[:6]]
         return _repeat(found, positions)
 
+    def labels(self, rows: int) -> dict[str, list]:
+        """Labels of examples: those without which there is no such container, and those that the objective reads."""
+        columns: dict[str, list] = {}
+        required = self.needs.batch.label_fields()
+        for label in labels_of(self.needs.batch.kind, Axis.EXAMPLE):
+            drawn = label.name in self.needs.optional and self.source.choice((True, False))
+            if label.name == "ids":
+                columns["ids"] = self.ids(rows)
+            elif drawn or label.name in self.needs.labels or required.get(label.name):
+                columns[label.name] = self.label(label, rows, columns)
+        return columns
+
+    def label(self, label: Label, rows: int, columns: Mapping[str, list]) -> list:
+        """Usual values of a label, not below those of the label that it is ``above``."""
+        if label.dtype is bool:
+            return [self.source.choice((True, False)) for _ in range(rows)]
+        low, high = label.typical
+        if label.dtype is int:
+            return [self.source.integer(int(low), int(high)) for _ in range(rows)]
+        floor = columns.get(label.above, [0.0] * rows)
+        return [least + self.source.number(low, high) for least in floor]
+
     def ids(self, rows: int) -> list[int]:
         first = self.source.integer(0, 1000)
         return [first + 7 * i for i in range(rows)]
@@ -296,27 +313,14 @@ _MAKERS: dict[str, Callable] = {}
 
 @draws(Demonstrations.kind)
 def _demonstrations(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
-    return {"completions": tuple(drawing.response() for _ in range(rows))}, {"ids": drawing.ids(rows)}
+    return {"completions": tuple(drawing.response() for _ in range(rows))}, drawing.labels(rows)
 
 
 @draws(Pairs.kind)
 def _pairs(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
     chosen = tuple(drawing.response() for _ in range(rows))
     rejected = tuple(response if drawing.regime == "equal" else drawing.response() for response in chosen)
-    columns = {"ids": drawing.ids(rows)}
-    number = drawing.source.number
-    optional = "preference" in drawing.needs.optional and drawing.source.choice((True, False))
-    if optional or "preference" in drawing.needs.labels:
-        columns["preference"] = [number(0.0, 1.0) for _ in range(rows)]
-    if "chosen_score" in drawing.needs.labels:
-        columns["rejected_score"] = [number(-2.0, 2.0) for _ in range(rows)]
-        columns["chosen_score"] = [low + number(0.0, 3.0) for low in columns["rejected_score"]]
-    optional = "rated_margin" in drawing.needs.optional and drawing.source.choice((True, False))
-    if optional or "rated_margin" in drawing.needs.labels:
-        columns["rated_margin"] = [number(0.0, 3.0) for _ in range(rows)]
-    if "sampled_by_reference" in drawing.needs.labels:
-        columns["sampled_by_reference"] = [drawing.source.choice((True, False)) for _ in range(rows)]
-    return {"chosen": chosen, "rejected": rejected}, columns
+    return {"chosen": chosen, "rejected": rejected}, drawing.labels(rows)
 
 
 @draws(Labelled.kind)
@@ -324,8 +328,7 @@ def _labelled(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
     responses = {"completions": tuple(drawing.response() for _ in range(rows))}
     if "mismatched" in drawing.needs.observes:
         responses["mismatched"] = tuple(drawing.response() for _ in range(drawing.source.integer(1, 4)))
-    desirable = [drawing.source.choice((True, False)) for _ in range(rows)]
-    return responses, {"desirable": desirable, "ids": drawing.ids(rows)}
+    return responses, drawing.labels(rows)
 
 
 @draws(Ranked.kind)
@@ -339,7 +342,7 @@ def _ranked(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
     # Three values for up to four candidates: ties occur. An order without scores will do where none are read.
     scored = "scores" in drawing.needs.labels or drawing.source.choice((True, False))
     standing = [drawing.source.integer(0, 4) for _ in group]
-    columns = {"group": group, "ids": drawing.ids(rows)}
+    columns = {"group": group, **drawing.labels(rows)}
     if scored:
         columns["scores"] = [0.75 * place for place in standing]
     else:
@@ -352,7 +355,7 @@ def _rollouts(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
     if not drawing.tokens:
         raise UsageError("rollouts carry per-token values: declare tokens=True in needs.")
     responses = tuple(drawing.near_its_reference(drawing.response()) for _ in range(rows))
-    columns: dict[str, Any] = {"ids": drawing.ids(rows)}
+    columns: dict[str, Any] = drawing.labels(rows)
     columns["old_logps"] = [drawing.sampled(response.values["logps"]) for response in responses]
     columns["advantages"] = [drawing.numbers(response, 2.0) for response in responses]
     if drawing.needs.values:
@@ -361,6 +364,9 @@ def _rollouts(drawing: _Drawing, rows: int) -> tuple[dict, dict]:
             drawing.numbers(response, 0.5, values) for response, values in _with(responses, columns)
         ]
         columns["returns"] = [drawing.numbers(response, 2.0, values) for response, values in _with(responses, columns)]
+    for label in labels_of(Rollouts.kind, Axis.TOKEN):
+        if label.name in drawing.needs.labels and label.name not in columns:
+            columns[label.name] = [drawing.numbers(response, max(label.typical)) for response in responses]
     return {"completions": responses}, columns
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from prefopt.core.batches import Batch, Completions, Rollouts, TokenLogps
 from prefopt.core.counts import global_counts
+from prefopt.core.labels import Axis, labels_of, optional_labels
 from prefopt.core.objective import Objective
-from prefopt.verify.cases import BY_TOKEN, OPTIONAL_LABELS
 from prefopt.verify.evaluation import Evaluation, evaluate, loss_of, state_of
 from prefopt.verify.leaves import leaves, size, take, with_leaves
 from prefopt.verify.results import PASSED, Outcome, holds
@@ -94,7 +94,7 @@ def undeclared(one: Trial) -> Outcome:
 def _without_extras(objective: Objective, batch: Batch) -> Batch:
     """The batch without the labels that are not declared."""
     here = {field.name for field in dataclasses.fields(batch)}
-    extras = (here & set(OPTIONAL_LABELS)) - set(objective.needs.labels)
+    extras = (here & set(optional_labels(Axis.EXAMPLE))) - set(objective.needs.labels)
     return dataclasses.replace(batch, **dict.fromkeys(extras))
 
 
@@ -113,12 +113,13 @@ def _poisons(objective: Objective) -> list[tuple[str, Callable[[Batch], Batch]]]
         if needs.tokens:
             found.append((f"tokens.{statistic}", lambda rows, name=statistic: _with_token_nan(rows, name)))
     poisons = [(what, lambda batch, change=change: _each(batch, change)) for what, change in found]
-    for label in OPTIONAL_LABELS:
+    for label in optional_labels(Axis.EXAMPLE):
         if label not in needs.labels:  # NaN in an optional one means that the row has none
             poisons.append((label, lambda batch, label=label: _spoil_label(batch, label)))
     if needs.batch is Rollouts:
-        for column in set(BY_TOKEN) - set(needs.labels):
-            poisons.append((column, lambda batch, name=column: _spoil_column(batch, name)))
+        for label in labels_of(Rollouts.kind, Axis.TOKEN):
+            if label.name not in needs.labels:
+                poisons.append((label.name, lambda batch, name=label.name: _spoil_column(batch, name)))
     return poisons
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prefopt.core.batches import Batch, Completions, Ranked, Rollouts, TokenLogps
+from prefopt.core.labels import LABELS, Axis
 
 
 def leaves(batch: Batch) -> dict[str, Tensor]:
@@ -87,13 +88,11 @@ def take(batch: Batch, rows: Tensor) -> Batch:
 def _take_groups(batch: Ranked, groups: Tensor) -> Ranked:
     members = [(batch.group == g).nonzero().flatten() for g in groups]
     rows = torch.cat(members)
-    return Ranked(
-        completions=batch.completions[rows],
-        group=torch.repeat_interleave(torch.tensor([len(part) for part in members])),
-        scores=None if batch.scores is None else batch.scores[rows],
-        ranks=None if batch.ranks is None else batch.ranks[rows],
-        ids=None if batch.ids is None else batch.ids[groups],
-    )
+    places = {Axis.EXAMPLE: groups, Axis.COMPLETION: rows}
+    labels = {name: getattr(batch, name) for name in batch.label_fields()}
+    labels = {name: values if values is None else values[places[LABELS[name].axis]] for name, values in labels.items()}
+    labels["group"] = torch.repeat_interleave(torch.tensor([len(part) for part in members]))
+    return replace(batch, completions=batch.completions[rows], **labels)
 
 
 def size(batch: Batch) -> int:

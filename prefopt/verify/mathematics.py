@@ -30,9 +30,9 @@ from torch import Tensor
 
 from prefopt.core.batches import Batch, Completions, Ranked, Rollouts
 from prefopt.core.errors import UsageError
+from prefopt.core.labels import Axis, labels_of
 from prefopt.core.loss import State
 from prefopt.core.objective import Objective
-from prefopt.verify.cases import BY_TOKEN
 from prefopt.verify.evaluation import Curvature, evaluate, loss_of, state_of
 from prefopt.verify.leaves import cast, leaves, mask_of
 from prefopt.verify.results import PASSED, Outcome
@@ -219,7 +219,7 @@ class Examples:
         counted = self._positions("completions", batch.completions, i)
 
         def columns(values: Mapping) -> dict[str, Any]:
-            found = {name: values.get(name) for name in BY_TOKEN}
+            found = {label.name: values.get(label.name) for label in labels_of(Rollouts.kind, Axis.TOKEN)}
             return {name: None if column is None else [column[i][t] for t in counted] for name, column in found.items()}
 
         completion = self._with_constant(batch.completions, "completions", i, moved, fixed)
@@ -233,9 +233,12 @@ class Examples:
         rows = [i for i, own in enumerate(self._plain["group"]) if own == g]
         example = SimpleNamespace(id=self._plain["ids"][g] if "ids" in self._plain else g)
         example.completions = [self._with_constant(batch.completions, "completions", i, moved, fixed) for i in rows]
-        for name in ("scores", "ranks"):
-            column = moved.get(name, self._plain.get(name))
-            setattr(example, name, None if column is None else [column[i] for i in rows])
+        for label in labels_of(Ranked.kind):
+            column = moved.get(label.name, self._plain.get(label.name))
+            if label.axis is Axis.COMPLETION:
+                setattr(example, label.name, None if column is None else [column[i] for i in rows])
+            elif label.name != "ids":
+                setattr(example, label.name, None if column is None else column[g])
         return example
 
     def _example(self, i: int, moved: Mapping, fixed: Mapping) -> SimpleNamespace:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prefopt.core.batches import Batch, Completions, Ranked
 from prefopt.core.errors import UsageError
+from prefopt.core.labels import labels_of
 from prefopt.core.needs import Needs
 from prefopt.core.objective import Objective
 from prefopt.core.registry import Entry
@@ -102,7 +103,7 @@ def _all(kind: type[Batch]) -> Needs:
         rewards=True,
         values=True,
         observes=frozenset({"mismatched"}),
-        labels=("preference", "chosen_score", "rejected_score", "rated_margin", "sampled_by_reference", "scores"),
+        labels=tuple(label.name for label in labels_of(kind.kind)),
     )
 
 

@@ -18,6 +18,7 @@ from prefopt.data import (
     prepare_dataset,
 )
 from prefopt.data.dataset import draw_partners
+from prefopt.data.reasons import Cause, Reason
 
 
 def u(text):
@@ -60,7 +61,7 @@ def test_conversions():
     rows, note = convert([pair], "labelled")
     assert [(row.completion, row.desirable) for row in rows] == [([a("good")], True), ([a("bad")], False)]
     assert note == "1 pairs read as 2 labelled rows: chosen desirable, rejected undesirable"
-    assert convert([pair], "demonstrations")[0] == [DemonstrationExample([u("Q")], [a("good")], {"x": 1})]
+    assert convert([pair], "demonstrations")[0] == [DemonstrationExample([u("Q")], [a("good")], columns={"x": 1})]
     prompts, note = convert([pair, pair], "prompts")
     assert [prompt.prompt for prompt in prompts] == [[u("Q")]]
     assert prompts[0].columns == {"x": 1, "chosen": [a("good")], "rejected": [a("bad")]}
@@ -86,7 +87,8 @@ def test_conversions_that_would_invent_labels_are_refused():
 
 
 def test_audit_lines():
-    dropped = {"with a prompt of 512 tokens or more": 45, "identical after the cut": 4}
+    long, equal = Cause.of(Reason.LONG_PROMPT, limit=512), Cause(Reason.EQUAL_AFTER_CUT)
+    dropped = [(row, equal if row in (0, 7, 8, 20) else long) for row in range(49)]
     audit = Audit("pairs", 300, 251, 198, dropped, 512, [(10, 20), (30, 600)])
     assert audit.lines() == [
         "pairs: 300 read, 251 kept (198 cut to 512 tokens), 49 dropped: 45 with a prompt of 512 tokens or more, "
@@ -99,8 +101,8 @@ def test_audit_lines():
         audit.check(0.1)
     audit.check(0.17)
     with pytest.raises(DataError, match="nothing is left"):
-        Audit("pairs", 1, 0, 0, {"ties": 1}, 512).check(1.0)
-    Audit("pairs", 10, 1, 0, {"ties": 9}, 512).check(0.0)
+        Audit("pairs", 1, 0, 0, [(0, Cause(Reason.TIE))], 512).check(1.0)
+    Audit("pairs", 10, 1, 0, [(row, Cause(Reason.TIE)) for row in range(9)], 512).check(0.0)
 
 
 def test_the_whole_way(make):
@@ -141,7 +143,7 @@ def test_pairs_are_collated_chosen_first_then_rejected(make):
     tokenizer = make("bos")
     data = prepare_dataset(PAIRS, "pairs", tokenizer)
     batch = data.collate([data[0], data[2]])
-    ids, attention, counts = batch["input_ids"], batch["attention_mask"], batch["completion_mask"]
+    ids, attention, counts = batch.rows.input_ids, batch.rows.attention_mask, batch.rows.completion_mask
     assert ids.dtype == attention.dtype == torch.long
     assert counts.dtype == torch.bool
     texts = [tokenizer.decode(row[keep.bool()]) for row, keep in zip(ids, attention, strict=True)]
@@ -156,8 +158,8 @@ def test_pairs_are_collated_chosen_first_then_rejected(make):
     # Right padding: attention never rises again.
     assert bool((attention[:, 1:] <= attention[:, :-1]).all())
     assert set(ids[attention == 0].tolist()) == {data.pad_token_id}
-    assert batch["extras"].keys() == {"ids"}
-    assert batch["extras"]["ids"].tolist() == [0, 2]
+    assert batch.labels.keys() == {"ids"}
+    assert batch.labels["ids"].tolist() == [0, 2]
     lengths = counts.sum(1)
     assert Pairs.kind == data.kind
     assert lengths.tolist() == [len(c) for k in (0, 1) for c in (data[0].completions[k], data[2].completions[k])]
@@ -166,11 +168,11 @@ def test_pairs_are_collated_chosen_first_then_rejected(make):
 def test_optional_labels_only_where_every_row_has_them(make):
     rows = [{**PAIRS[0], "preference": 0.75, "score_chosen": 2}, {**PAIRS[1], "preference": 0.5}]
     data = prepare_dataset(rows, "pairs", make("bos"))
-    extras = data.collate([data[0], data[1]])["extras"]
-    assert extras.keys() == {"ids", "preference"}
-    assert extras["preference"].tolist() == [0.75, 0.5]
+    labels = data.collate([data[0], data[1]]).labels
+    assert labels.keys() == {"ids", "preference"}
+    assert labels["preference"].tolist() == [0.75, 0.5]
     # Not even where a batch happens to hold only rows that have them: a row must not depend on its neighbours.
-    assert data.collate([data[0]])["extras"].keys() == {"ids", "preference"}
+    assert data.collate([data[0]]).labels.keys() == {"ids", "preference"}
     assert "'chosen_score' is known for 1 of 2 rows only, and is not used" in data.notes
 
 
@@ -178,7 +180,7 @@ def test_holes_reach_the_completion_mask(make):
     rows = [{"messages": [u("Hi"), a("one"), u("and"), a("two")]}, {"messages": [u("Hi"), a("x")]}]
     data = prepare_dataset(rows, "demonstrations", make("chatml"))
     batch = data.collate([data[0], data[1]])
-    row, counts = batch["input_ids"][0], batch["completion_mask"][0]
+    row, counts = batch.rows.input_ids[0], batch.rows.completion_mask[0]
     assert make("chatml").decode(row[counts]) == "one<|im_end|>two<|im_end|>"
     assert (data[0].masks is None, data[1].masks is None) == (False, True)
 
@@ -189,16 +191,16 @@ def test_labelled_rows_and_their_partners(make):
     assert Labelled.kind == data.kind
     assert data.labels.tolist() == [bool(row["label"]) for row in LABELLED]
     batch = data.collate([data[n] for n in range(len(data))])
-    assert batch["extras"]["desirable"].tolist() == data.labels.tolist()
-    foreign = batch["mismatched"]
-    assert foreign.keys() == {"input_ids", "attention_mask", "completion_mask"}
+    assert batch.labels["desirable"].tolist() == data.labels.tolist()
+    foreign = batch.mismatched
+    assert batch.mismatched_ref_logps is None
     for number in range(len(data)):
         partner = data.partners[number]
-        keep = foreign["attention_mask"][number].bool()
-        text = tokenizer.decode(foreign["input_ids"][number][keep])
+        keep = foreign.attention_mask[number].bool()
+        text = tokenizer.decode(foreign.input_ids[number][keep])
         assert text == f"<s>Hi {number // 2} you {partner}</s>"
         assert partner // 2 != number // 2
-        counted = foreign["input_ids"][number][foreign["completion_mask"][number]]
+        counted = foreign.input_ids[number][foreign.completion_mask[number]]
         assert tokenizer.decode(counted) == f" you {partner}</s>"
 
 
@@ -210,9 +212,9 @@ def test_a_partner_is_cut_to_the_limit(make):
     lengths = [len(e.prompt) + len(e.completions[0]) for e in prepare_dataset(rows, "labelled", make("bos")).examples]
     limit = max(lengths)
     data = prepare_dataset(rows, "labelled", make("bos"), {"max_length": limit}, mismatched=True)
-    mismatched = data.collate([data[0]])["mismatched"]
-    assert mismatched["input_ids"].shape == (1, limit)
-    assert bool(mismatched["attention_mask"].all())
+    mismatched = data.collate([data[0]]).mismatched
+    assert mismatched.input_ids.shape == (1, limit)
+    assert bool(mismatched.attention_mask.all())
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -235,8 +237,8 @@ def test_partners_need_two_prompts_and_labels(make):
 def test_prompts_are_rows_without_a_completion(make):
     data = prepare_dataset([{"prompt": "Hi", "answer": 4}, {"prompt": "Hi there"}], "prompts", make("bos"))
     batch = collate([data[0], data[1]], pad_token_id=9)
-    assert batch["input_ids"].shape[0] == 2
-    assert not bool(batch["completion_mask"].any())
+    assert len(batch.rows) == 2
+    assert not bool(batch.rows.completion_mask.any())
     assert data[0].source.columns == {"answer": 4}
     with pytest.raises(UsageError, match="at least one example"):
         collate([])

@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from skipped import sentences
 
 from prefopt.core.errors import DataError
 from prefopt.data import (
@@ -87,18 +88,18 @@ PAIRS = {
     ],
     "alpaca-eval": [
         ({"instruction": "Q", "output_1": "good", "output_2": "bad", "preference": 1.25},
-         PairExample([u("Q")], [a("good")], [a("bad")], preference=0.75)),
+         PairExample([u("Q")], [a("good")], [a("bad")], labels={"preference": 0.75})),
         ({"instruction": "Q", "output_1": "bad", "output_2": "good", "preference": 2},
-         PairExample([u("Q")], [a("good")], [a("bad")], preference=1.0)),
+         PairExample([u("Q")], [a("good")], [a("bad")], labels={"preference": 1.0})),
     ],
     "shp": [
         ({"history": "Q", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1}, TURNS),
         ({"history": "Q", "human_ref_A": "bad", "human_ref_B": "good", "labels": 0}, TURNS),
     ],
     "helpsteer2": [({"prompt": "Q", "response_1": "good", "response_2": "bad", "preference_strength": -2},
-                    replace(TURNS, rated_margin=2.0))],
+                    replace(TURNS, labels={"rated_margin": 2.0}))],
     "helpsteer3": [({"context": [u("Q")], "response1": "bad", "response2": "good", "overall_preference": 1},
-                    replace(TURNS, rated_margin=1.0))],
+                    replace(TURNS, labels={"rated_margin": 1.0}))],
     "lmsys": [
         ({"prompt": '["Q"]', "response_a": '["bad"]', "response_b": '["good"]',
           "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, TURNS),
@@ -166,7 +167,7 @@ OTHERS = {
     ],
     "turn-pairs": [({"conversation": [{"input": "Q", "output": "x"}]}, DemonstrationExample([u("Q")], [a("x")]))],
     "question-answer": [({"question": "Q", "answer": "x"}, DemonstrationExample([u("Q")], [a("x")]))],
-    "prompt": [({"prompt": "Q", "answer": 4}, PromptExample("Q", {"answer": 4}))],
+    "prompt": [({"prompt": "Q", "answer": 4}, PromptExample("Q", columns={"answer": 4}))],
     "open-messages": [],
 }  # fmt: skip
 
@@ -181,7 +182,7 @@ def cases():
 def test_layouts_are_told_by_their_columns(name, row, example):
     reading = to_examples([row])
     assert reading.format.name == name
-    assert reading.dropped == {}
+    assert reading.dropped == []
     assert reading.examples == [example]
 
 
@@ -202,7 +203,7 @@ def test_layouts_survive_null_and_foreign_columns(name, row, example):
 )
 def test_scores_under_all_their_names(row, scores):
     example = to_examples([{"prompt": "Q", **SIDES, **row}]).examples[0]
-    assert (example.chosen_score, example.rejected_score) == scores
+    assert (example.labels["chosen_score"], example.labels["rejected_score"]) == scores
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_scores_under_all_their_names(row, scores):
 def test_ties_are_dropped_and_counted(row):
     reading = to_examples([row])
     assert reading.examples == []
-    assert reading.dropped == {"ties": 1}
+    assert sentences(reading.dropped) == {"ties": 1}
 
 
 def test_the_prompt_is_shared_turns_and_never_shared_characters():
@@ -248,7 +249,7 @@ def test_bad_rows_are_dropped_with_their_reasons():
     ]
     reading = to_examples(rows)
     assert len(reading.examples) == 1
-    assert reading.dropped == {
+    assert sentences(reading.dropped) == {
         "without 'chosen'": 2,
         "whose 'chosen' is neither text nor messages": 1,
         "with the unknown role 'alien'": 1,
@@ -259,7 +260,7 @@ def test_labels_that_are_no_labels():
     rows = [{"prompt": "Q", "completion": "x", "label": value} for value in (1, "0", True, "maybe", 2, None)]
     reading = to_examples(rows)
     assert [example.desirable for example in reading.examples] == [True, False, True]
-    assert reading.dropped == {"without a label that is true or false": 3}
+    assert sentences(reading.dropped) == {"without a label that is true or false": 3}
 
 
 @pytest.mark.parametrize(
@@ -303,7 +304,7 @@ def test_rankings_that_are_none_are_dropped_with_their_reasons():
     bad = [{**row, "scores": [1]}, {**row, "scores": [1, None]}, {**row, "completions": "xy"}, {**row, "scores": None}]
     reading = to_examples([row, *bad])
     assert len(reading.examples) == 1
-    assert reading.dropped == {
+    assert sentences(reading.dropped) == {
         "with another number of scores than completions": 1,
         "with fewer than two rated answers": 2,
         "without 'completions'": 1,
@@ -314,7 +315,7 @@ def test_a_malformed_row_is_counted_and_named():
     rows = [{"instruction": "Q", "completions": [{"response": "x", "annotations": {"a": {"Rating": r}}} for r in "12"]}]
     reading = to_examples([*rows, {"instruction": "Q", "completions": ["x"]}])
     assert len(reading.examples) == 1
-    assert [(reason[:22], n) for reason, n in reading.dropped.items()] == [("malformed (first row 1", 1)]
+    assert [(reason[:22], n) for reason, n in sentences(reading.dropped).items()] == [("malformed (first row 1", 1)]
 
 
 def test_multi_turn_json_strings():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from skipped import sentences
 
 from prefopt.core.batches import Completions, Pairs, Ranked
 from prefopt.core.errors import DataError
@@ -25,11 +26,14 @@ ROWS = [
 
 def test_a_ranking_becomes_every_pair_that_it_states():
     rows, note = convert([THREE, TIED], "pairs")
-    first, second = {"chosen_score": 5.0, "columns": {"x": 1}}, {"rejected_score": 1.0, "columns": {"x": 1}}
+
+    def scores(chosen, rejected):
+        return {"labels": {"chosen_score": chosen, "rejected_score": rejected}, "columns": {"x": 1}}
+
     assert rows == [
-        PairExample("Q", "top", "mid", rejected_score=2.0, **first),
-        PairExample("Q", "top", "low", chosen_score=5.0, **second),
-        PairExample("Q", "mid", "low", chosen_score=2.0, **second),
+        PairExample("Q", "top", "mid", **scores(5.0, 2.0)),
+        PairExample("Q", "top", "low", **scores(5.0, 1.0)),
+        PairExample("Q", "mid", "low", **scores(2.0, 1.0)),
         PairExample("R", "mid", "low"),
         PairExample("R", "tied", "low"),
     ]
@@ -47,7 +51,8 @@ def test_a_ranking_becomes_its_widest_pair_where_that_is_asked_for():
 
 
 def test_pairs_become_rankings_of_two_and_back():
-    pairs = [PairExample("Q", "good", "bad", chosen_score=1.0, rejected_score=2.0), PairExample("R", "x", "y")]
+    scores = {"chosen_score": 1.0, "rejected_score": 2.0}
+    pairs = [PairExample("Q", "good", "bad", labels=scores), PairExample("R", "x", "y")]
     rows, note = convert(pairs, "ranked")
     # The choice decides, also against the scores.
     assert rows == [
@@ -71,10 +76,10 @@ def test_a_ranking_becomes_labelled_rows_only_where_nothing_is_lost():
 
 def test_a_ranking_becomes_its_best_completion_or_its_prompt():
     assert convert([THREE, TIED], "demonstrations")[0] == [
-        DemonstrationExample("Q", "top", {"x": 1}),
+        DemonstrationExample("Q", "top", columns={"x": 1}),
         DemonstrationExample("R", "mid"),
     ]
-    assert convert([THREE], "prompts")[0] == [PromptExample("Q", {"x": 1, "completions": THREE.completions})]
+    assert convert([THREE], "prompts")[0] == [PromptExample("Q", columns={"x": 1, "completions": THREE.completions})]
     with pytest.raises(DataError, match="demonstrations cannot be read as ranked: a ranking needs several"):
         convert([DemonstrationExample("Q", "x")], "ranked")
 
@@ -90,24 +95,24 @@ def test_groups_of_unequal_size_are_laid_out_as_ranked_expects(make):
     batch = data.collate([data[0], data[1]])
     texts = [
         tokenizer.decode(row[keep.bool()], skip_special_tokens=True)
-        for row, keep in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        for row, keep in zip(batch.rows.input_ids, batch.rows.attention_mask, strict=True)
     ]
     assert texts == ["Hi dog", "Hi cat", "Hi sky", "Hi night", "Hi there blue", "Hi there black"]
-    extras = batch["extras"]
-    assert extras["group"].tolist() == [0, 0, 0, 0, 1, 1]
-    assert extras["ranks"].tolist() == [3, 1, 1, 4, 2, 1]
-    assert extras["scores"].tolist() == [0.5, 2.0, 2.0, -1.0, 1.0, 3.0]
-    assert extras["ids"].tolist() == [0, 1]
-    ranked = Ranked.assemble(Completions.unscored(batch["completion_mask"].sum(dim=1)), extras)
+    labels = batch.labels
+    assert labels["group"].tolist() == [0, 0, 0, 0, 1, 1]
+    assert labels["ranks"].tolist() == [3, 1, 1, 4, 2, 1]
+    assert labels["scores"].tolist() == [0.5, 2.0, 2.0, -1.0, 1.0, 3.0]
+    assert labels["ids"].tolist() == [0, 1]
+    ranked = Ranked.assemble(Completions.unscored(batch.rows.lengths), labels)
     assert ranked.best.tolist() == [False, True, False, False, False, True]
     assert ranked.counts()["group"] == 2
 
 
 def test_pairs_from_rows_are_the_pairs_of_the_container(make):
-    """Converting in the data room and viewing the batch state the same preferences with the same scores."""
+    """Converting the data and viewing the batch state the same preferences with the same scores."""
     data = prepare_dataset(ROWS, "ranked", make("bos"))
-    extras = data.collate([data[0], data[1]])["extras"]
-    view = Ranked.assemble(Completions.unscored(torch.arange(1, 7)), extras).as_pairs()
+    labels = data.collate([data[0], data[1]]).labels
+    view = Ranked.assemble(Completions.unscored(torch.arange(1, 7)), labels).as_pairs()
     pairs = prepare_dataset(ROWS, "pairs", make("bos"))
     assert len(pairs) == len(view.ids) == 6
     labels = [(each.labels["chosen_score"], each.labels["rejected_score"]) for each in pairs.examples]
@@ -164,8 +169,8 @@ def test_truncation_of_groups(make, truncation, kept, prompt):
         assert all(len(each.prompt) + len(ids) <= data.max_length for ids in each.completions)
         assert prompt in tokenizer.decode(each.prompt)
     if truncation == "drop":
-        assert data.audit.dropped == {f"longer than {data.max_length} tokens": 1}
-        assert data.audit.left == {f"longer than {data.max_length} tokens": 1}
+        assert sentences(data.audit.dropped) == {f"longer than {data.max_length} tokens": 1}
+        assert sentences(data.audit.left) == {f"longer than {data.max_length} tokens": 1}
 
 
 def test_completions_that_are_equal_after_the_cut_leave(make):
@@ -177,17 +182,17 @@ def test_completions_that_are_equal_after_the_cut_leave(make):
     assert decoded(tokenizer, data[0])[0] == " dog dog"
     assert len(data[0].completions) == 2
     assert data[0].labels["scores"] == (1.0, 3.0)
-    assert data.audit.left == {"identical to another one after the cut": 1}
+    assert sentences(data.audit.left) == {"identical to another one after the cut": 1}
 
 
 def test_rows_without_a_label_that_is_needed_are_dropped_and_counted(make):
     scored = {"prompt": "Hi", "chosen": " dog", "rejected": " cat", "score_chosen": 2, "score_rejected": 1}
     rows = [scored, {**scored, "score_chosen": None}, scored]
     data = prepare_dataset(rows, "pairs", make("bos"), labels=("chosen_score", "rejected_score"))
-    assert data.audit.dropped == {"without 'score_chosen'": 1}
-    extras = data.collate([data[0], data[1]])["extras"]
-    assert extras["ids"].tolist() == [0, 1]
-    pairs = Pairs.assemble(Completions.unscored(torch.ones(4, dtype=torch.long)), extras)
+    assert sentences(data.audit.dropped) == {"without 'score_chosen'": 1}
+    labels = data.collate([data[0], data[1]]).labels
+    assert labels["ids"].tolist() == [0, 1]
+    pairs = Pairs.assemble(Completions.unscored(torch.ones(4, dtype=torch.long)), labels)
     assert (pairs.chosen_score.tolist(), pairs.rejected_score.tolist()) == ([2.0, 2.0], [1.0, 1.0])
 
 
@@ -215,7 +220,7 @@ def test_a_label_that_no_row_has_is_named_with_its_column(make, rows, kind, labe
 def test_a_prepared_dataset_is_checked_too(make):
     data = prepare_dataset(ROWS, "ranked", make("bos"))
     data.check("ranked", ("scores",), "exo")
-    with pytest.raises(DataError, match="dpo takes pairs, and this tokenised dataset holds ranked"):
+    with pytest.raises(DataError, match="dpo takes pairs, and this tokenized dataset holds ranked"):
         data.check("pairs", (), "dpo")
     ranks = [{"prompt": "Q", "completions": [" x", " y"], "ranks": [1, 2]}]
     with pytest.raises(DataError, match="exo needs 'scores'"):

@@ -4,6 +4,7 @@ import pytest
 
 from prefopt.core.errors import DataError
 from prefopt.data import load_rows, prepare_dataset, render_prompt
+from prefopt.data.reasons import Cause, Reason
 
 pytestmark = pytest.mark.shared
 LIMIT = {"max_length": 512, "truncation": "keep-start"}
@@ -60,6 +61,6 @@ def test_judged_pairs(shared, stories):
     ties = [row for row in rows if row["preference"] == 1.5]
     others = [row for row in rows[:300] if row["preference"] != 1.5]
     data = prepare_dataset([*others, *ties], "pairs", stories, LIMIT)
-    assert data.audit.dropped["ties"] == len(ties) == 9
+    assert data.audit.causes[Cause(Reason.TIE)] == len(ties) == 9
     assert all(0.5 < example.labels["preference"] <= 1 for example in data.examples)
     check(data, stories, 20)

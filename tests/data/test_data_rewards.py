@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from skipped import sentences
 
 from prefopt.core.batches import Completions, Pairs, Ranked
 from prefopt.core.errors import DataError
@@ -26,8 +27,8 @@ def a(text):
 def test_a_margin_is_read_with_its_pair(make):
     rows = [{**PAIR, "margin": 1}, {**PAIR, "margin": "0.33"}, {**PAIR, "margin": None}, {**PAIR, "margin": 0}]
     data = prepare_dataset(rows, "pairs", make("bos"), labels=("rated_margin",), reader="reward_margin")
-    assert data.audit.dropped == {"without 'margin'": 1}
-    pairs = Pairs.assemble(Completions.unscored(torch.ones(6, dtype=torch.long)), data.collate(data.examples)["extras"])
+    assert sentences(data.audit.dropped) == {"without 'margin'": 1}
+    pairs = Pairs.assemble(Completions.unscored(torch.ones(6, dtype=torch.long)), data.collate(data.examples).labels)
     torch.testing.assert_close(pairs.rated_margin, torch.tensor([1.0, 0.33, 0.0]))
 
 
@@ -38,7 +39,7 @@ def test_the_column_of_a_missing_margin_is_named(make):
 
 def test_a_margin_that_some_rows_have_is_not_used_by_others(make):
     data = prepare_dataset([{**PAIR, "margin": 1}, PAIR], "pairs", make("bos"))
-    assert "rated_margin" not in data.collate(data.examples)["extras"]
+    assert "rated_margin" not in data.collate(data.examples).labels
     assert "'rated_margin' is known for 1 of 2 rows only, and is not used" in data.notes
 
 
@@ -73,12 +74,12 @@ def test_ratings_of_single_completions_as_a_batch(make):
     tokenizer = make("bos")
     rows = [*RATED, {**RATED[0], "rating": None}, {**RATED[0], "completion": ""}]
     data = prepare_dataset(rows, "ranked", tokenizer, labels=("scores",), reader="reward_regression", singles=True)
-    assert data.audit.dropped == {
+    assert sentences(data.audit.dropped) == {
         "without a rating that is a number": 1,
         "whose only completion is empty": 1,
     }
     batch = data.collate(data.examples)
-    ranked = Ranked.assemble(Completions.unscored(torch.ones(3, dtype=torch.long)), batch["extras"])
+    ranked = Ranked.assemble(Completions.unscored(torch.ones(3, dtype=torch.long)), batch.labels)
     assert ranked.scores.tolist() == [4.0, 2.5, 1.0]
     assert ranked.group.tolist() == [0, 1, 2]
     assert ranked.counts()["group"] == ranked.counts()["completion"] == 3
@@ -91,5 +92,5 @@ def test_a_single_completion_is_dropped_by_those_who_compare(make):
     # A ranking that lost all but one of its completions has never been one of a single completion.
     one_left = {"prompt": "Hi", "completions": [" sky", ""], "scores": [1, 2]}
     data = prepare_dataset([*groups, one_left], "ranked", make("bos"), singles=True)
-    assert data.audit.dropped == {"with fewer than two different completions": 1}
+    assert sentences(data.audit.dropped) == {"with fewer than two different completions": 1}
     assert len(data) == 1

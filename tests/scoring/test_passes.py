@@ -10,7 +10,8 @@ from parity import InFloat64, tiny_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from prefopt.scoring import Layout, rows_of, score, score_values, share_prompts, sharing, tiles
+from prefopt.core.micro_batch import PaddedRows
+from prefopt.scoring import rows_of, score, score_values, share_prompts, sharing, tiles
 from prefopt.scoring.passes import cheapest
 from prefopt.scoring.scorer import rewards_of
 
@@ -20,7 +21,7 @@ MODELS = ("jamba", "bamba", "falcon-h1", "lfm2", "bloom", "falcon", "gpt-neo", "
 STATISTICS = frozenset({"entropy", "kl", "log_sum_p2"})
 
 
-def batch(*shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+def batch(*shape: tuple[int, int]) -> PaddedRows:
     """Rows with prompts and completions of these lengths, padded on the right."""
     generator = torch.Generator().manual_seed(0)
     width = max(map(sum, shape))
@@ -28,14 +29,10 @@ def batch(*shape: tuple[int, int]) -> dict[str, torch.Tensor]:
     attention = place < total[:, None]
     counts = attention & (place >= torch.tensor([prompt for prompt, _ in shape])[:, None])
     ids = torch.randint(3, 30, (len(shape), width), generator=generator) * attention
-    return {"input_ids": ids, "attention_mask": attention.long(), "completion_mask": counts}
+    return PaddedRows(input_ids=ids, attention_mask=attention.long(), completion_mask=counts)
 
 
 ROWS = batch((4, 8), (9, 21), (2, 3), (20, 12), (5, 1), (3, 9))
-
-
-def layout_of(rows: dict[str, torch.Tensor]) -> Layout:
-    return Layout.of(rows["input_ids"], rows["completion_mask"])
 
 
 @pytest.fixture
@@ -82,12 +79,13 @@ def test_small_batches_and_rows_that_are_alike_stay_together() -> None:
 # ---- the same numbers ------------------------------------------------------------------------------------------------
 
 
-def measured(model: nn.Module, reference: nn.Module, rows: dict, value_head: nn.Module) -> dict[str, torch.Tensor]:
-    layout = layout_of(rows)
+def measured(
+    model: nn.Module, reference: nn.Module, rows: PaddedRows, value_head: nn.Module
+) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        kept = rows_of(reference, rows, layout)
-    found = score(model, rows, layout, statistics=STATISTICS, reference=kept, value_head=value_head)
-    found["apart"] = score_values(model, rows, layout, value_head)
+        kept = rows_of(reference, rows)
+    found = score(model, rows, statistics=STATISTICS, reference=kept, value_head=value_head)
+    found["apart"] = score_values(model, rows, value_head)
     return found
 
 
@@ -114,8 +112,8 @@ def test_values_and_gradients_are_those_of_one_padded_pass(
     head = nn.Linear(32, 1).double()
     with InFloat64():
         # Stablelm is asked for a flat sequence first, and gives none.
-        score(model, ROWS, layout_of(ROWS))
-        score(reference, ROWS, layout_of(ROWS))
+        score(model, ROWS)
+        score(reference, ROWS)
         calls = Calls(model)
         several = measured(model, reference, ROWS, head)
         assert calls.seen == 2 * [(1, 32), (1, 30), (2, 12), (1, 6), (1, 5)]
@@ -139,23 +137,23 @@ def test_values_and_gradients_are_those_of_one_padded_pass(
 def test_values_out_of_order_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("bloom")
     share_prompts(model, on=False)
-    whole = score(model, ROWS, layout_of(ROWS))["logps"]
+    whole = score(model, ROWS)["logps"]
     share_prompts(model)
     monkeypatch.setattr(scoring, "in_order", lambda values, places: torch.cat(list(values)))
-    assert (score(model, ROWS, layout_of(ROWS))["logps"] - whole).abs().max() > 1e-3
+    assert (score(model, ROWS)["logps"] - whole).abs().max() > 1e-3
 
 
 @pytest.mark.usefixtures("free")
 def test_rows_without_a_token_that_counts_are_left_out() -> None:
-    rows = {key: value.clone() for key, value in ROWS.items()}
-    rows["completion_mask"][3] = False
+    rows = ROWS.map(torch.clone)
+    rows.completion_mask[3] = False
     model = tiny_model("bloom")
     calls = Calls(model)
     with InFloat64():
-        found = score(model, rows, layout_of(rows))["logps"]
+        found = score(model, rows)["logps"]
         assert calls.seen == [(1, 30), (2, 12), (1, 6), (1, 5)]
         share_prompts(model, on=False)
-        assert (found - score(model, rows, layout_of(rows))["logps"]).abs().max() < 1e-9
+        assert (found - score(model, rows)["logps"]).abs().max() < 1e-9
 
 
 @pytest.mark.usefixtures("free")
@@ -165,7 +163,7 @@ def test_checkpointed_layers_give_the_same_gradients() -> None:
         model = tiny_model("jamba").train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        score(model, ROWS, layout_of(ROWS))["logps"].square().sum().backward()
+        score(model, ROWS)["logps"].square().sum().backward()
         found.append([weight.grad for weight in model.parameters()])
     for one, other in zip(*found, strict=True):
         assert one is other is None or torch.allclose(one, other, rtol=1e-9, atol=1e-9)
@@ -176,11 +174,11 @@ def test_a_head_that_is_found_out_in_a_later_pass(monkeypatch: pytest.MonkeyPatc
     """The first pass keeps hidden states, the others logits."""
     monkeypatch.setattr(tiles, "TILE", 61)
     model, answers = tiny_model("bloom"), iter([True])
-    expected = score(model, ROWS, layout_of(ROWS))["logps"]
+    expected = score(model, ROWS)["logps"]
     monkeypatch.setattr(scoring, "logits_equal", lambda *_: next(answers, False))
-    rows = rows_of(model, ROWS, layout_of(ROWS))
+    rows = rows_of(model, ROWS)
     assert rows.values.shape == (len(expected), 61)
-    assert torch.allclose(scoring.values_of(rows, layout_of(ROWS).target)["logps"], expected)
+    assert torch.allclose(scoring.values_of(rows, ROWS.layout.target)["logps"], expected)
 
 
 # ---- where rows stay together ----------------------------------------------------------------------------------------
@@ -208,17 +206,17 @@ def spread(model: nn.Module) -> nn.Module:
 def test_processes_that_work_together_do_one_pass(change: Callable[[nn.Module], nn.Module]) -> None:
     inner = tiny_model("bloom")
     calls, model = Calls(inner), change(inner)
-    score(model, ROWS, layout_of(ROWS))
-    score_values(model, ROWS, layout_of(ROWS), nn.Linear(32, 1).double())
+    score(model, ROWS)
+    score_values(model, ROWS, nn.Linear(32, 1).double())
     assert calls.seen == 2 * [(6, 32)]
 
 
 def test_what_a_pass_costs_keeps_small_batches_whole() -> None:
     for name in MODELS:
         model = tiny_model(name)
-        score(model, ROWS, layout_of(ROWS))
+        score(model, ROWS)
         calls = Calls(model)
-        score(model, ROWS, layout_of(ROWS))
+        score(model, ROWS)
         assert calls.seen == [(6, 32)], name
 
 
@@ -259,5 +257,5 @@ def test_rewards_of_one_pass_stay_in_the_order_of_the_rows() -> None:
     calls = Calls(model)
     rewards = rewards_of(model, ROWS)
     assert calls.seen == [(6, 32)]
-    inputs = {key: ROWS[key] for key in ("input_ids", "attention_mask")}
+    inputs = ROWS.inputs
     assert torch.equal(rewards, model(**inputs).logits[:, 0])

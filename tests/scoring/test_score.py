@@ -1,5 +1,6 @@
 """Log-probabilities and statistics against a plain forward, with the head in one piece and in chunks."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 
@@ -20,10 +21,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from prefopt.core.micro_batch import MicroBatch, PaddedRows
 from prefopt.models import make_reference
 from prefopt.models.load import ModelSettings
 from prefopt.objectives import get_objective
-from prefopt.scoring import Layout, rows_of, score, share_prompts, tiles
+from prefopt.scoring import rows_of, score, share_prompts, tiles
 from prefopt.scoring.scorer import StepScorer
 
 # The package exports a function of the same name.
@@ -71,20 +73,16 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     attention = place < lengths[:, None]
     counts = attention & (place >= starts[:, None])
     counts[1, 5] = False
-    return {"input_ids": ids * attention, "attention_mask": attention.long(), "completion_mask": counts}
+    return PaddedRows(input_ids=ids * attention, attention_mask=attention.long(), completion_mask=counts)
 
 
-def layout_of(rows: dict[str, torch.Tensor]) -> Layout:
-    return Layout.of(rows["input_ids"], rows["completion_mask"])
-
-
-def plain(model: nn.Module, reference: nn.Module, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def plain(model: nn.Module, reference: nn.Module, rows: PaddedRows) -> dict[str, torch.Tensor]:
     """The definitions, from all logits of both models."""
-    inputs = {key: rows[key] for key in ("input_ids", "attention_mask")}
-    logps = model(**inputs).logits.log_softmax(-1)[:, :-1][rows["completion_mask"][:, 1:]]
+    inputs = rows.inputs
+    logps = model(**inputs).logits.log_softmax(-1)[:, :-1][rows.completion_mask[:, 1:]]
     with torch.no_grad():
-        ref = reference(**inputs).logits.log_softmax(-1)[:, :-1][rows["completion_mask"][:, 1:]]
-    target = rows["input_ids"][:, 1:][rows["completion_mask"][:, 1:]]
+        ref = reference(**inputs).logits.log_softmax(-1)[:, :-1][rows.completion_mask[:, 1:]]
+    target = rows.input_ids[:, 1:][rows.completion_mask[:, 1:]]
     return {
         "logps": logps.gather(1, target[:, None])[:, 0],
         "kl": (ref.exp() * (ref - logps)).sum(1),
@@ -111,13 +109,12 @@ def test_values_and_gradients_are_those_of_a_plain_forward(
     family: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, reference, inputs = make(family), make(family, 1), batch()
-    layout = layout_of(inputs)
     in_chunks(monkeypatch, model, rows)
     with InFloat64(), torch.no_grad():
-        kept = rows_of(reference, inputs, layout)
+        kept = rows_of(reference, inputs)
     assert (kept.values.shape[1] == model.config.hidden_size) == (rows < 10**6)
     with InFloat64():
-        found = score(model, inputs, layout, statistics=BOTH, reference=kept)
+        found = score(model, inputs, statistics=BOTH, reference=kept)
         expected = plain(model, reference, inputs)
     assert found.keys() == expected.keys()
     assert expected["kl"].min() > 1e-3
@@ -139,38 +136,38 @@ class Counter:
 def test_only_completion_rows_reach_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = make("llama"), batch()
     share_prompts(model, on=False)
-    layout, seen = layout_of(inputs), Counter(model.lm_head)
-    count = len(layout.target)
-    assert count == int(inputs["completion_mask"].sum()) == 23
-    score(model, inputs, layout)
+    seen = Counter(model.lm_head)
+    count = len(inputs.layout.target)
+    assert count == int(inputs.completion_mask.sum()) == 23
+    score(model, inputs)
     assert seen.calls == [count]
 
     seen.calls.clear()
     in_chunks(monkeypatch, model, 7)
-    values = score(model, inputs, layout)["logps"]
+    values = score(model, inputs)["logps"]
     # One row goes through the model's own forward, to see what it does after its head.
     assert seen.calls == [1, 7, 7, 7, 2]
     values.sum().backward()
     assert seen.calls == [1, 7, 7, 7, 2, 2, 7, 7, 7]
     seen.calls.clear()
     with torch.no_grad():
-        score(model, inputs, layout)
+        score(model, inputs)
     assert seen.calls == [1, 7, 7, 7, 2]
 
 
 def test_no_graph_holds_logits_between_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What autograd keeps for the backward pass: hidden rows, never [rows, vocabulary]."""
     model, reference, inputs = make("llama"), make("llama", 1), batch()
-    layout, vocabulary = layout_of(inputs), model.config.vocab_size
+    vocabulary = model.config.vocab_size
     sizes: list[tuple] = []
 
     def kept(rows: int) -> int:
         in_chunks(monkeypatch, model, rows)
         sizes.clear()
         with torch.no_grad():
-            given = rows_of(reference, inputs, layout)
+            given = rows_of(reference, inputs)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(tuple(t.shape)) or t, lambda t: t):
-            score(model, inputs, layout, statistics=BOTH, reference=given)
+            score(model, inputs, statistics=BOTH, reference=given)
         # The head's own weight is kept too, and takes no memory.
         weight = (model.config.hidden_size, vocabulary)
         return sum(shape[-1] == vocabulary and shape != weight and shape[:-1] not in ((), (1,)) for shape in sizes)
@@ -211,10 +208,9 @@ def test_what_cannot_be_known_of_a_head_is_left_to_the_model(
     for one, seed in ((model, 0), (reference, 1)):
         one.load_state_dict(tiny.model(seed, torch.float64).state_dict())
     inputs = batch()
-    layout = layout_of(inputs)
     in_chunks(monkeypatch, model, rows)
     for _ in range(2):
-        found = score(model, inputs, layout, statistics=BOTH, reference=rows_of(reference, inputs, layout))
+        found = score(model, inputs, statistics=BOTH, reference=rows_of(reference, inputs))
         for name, value in plain(model, reference, inputs).items():
             torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
 
@@ -235,12 +231,12 @@ class Wrapper(nn.Module):
 @pytest.mark.parametrize("rows", [7, 10**6])
 def test_wrappers_are_called_and_not_gone_round(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = make("gemma2"), batch()
-    layout, wrapped = layout_of(inputs), Wrapper(model)
+    wrapped = Wrapper(model)
     in_chunks(monkeypatch, model, rows)
     # The first time, rows that share prompts are compared with rows by themselves.
-    score(wrapped, inputs, layout)
+    score(wrapped, inputs)
     wrapped.calls = 0
-    found = score(wrapped, inputs, layout)["logps"]
+    found = score(wrapped, inputs)["logps"]
     assert wrapped.calls == 1
     torch.testing.assert_close(found, plain(model, model, inputs)["logps"], rtol=1e-12, atol=1e-12)
     assert not model.lm_head._forward_pre_hooks
@@ -251,7 +247,7 @@ def test_wrappers_are_called_and_not_gone_round(rows: int, monkeypatch: pytest.M
 def test_mixed_precision_reaches_the_chunks(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Around ``forward`` alone, as accelerate puts it there; its outputs become float32."""
     model, inputs = make(family).float(), batch()
-    layout, forward = layout_of(inputs), model.forward
+    forward = model.forward
 
     def mixed(*args: object, **options: object) -> object:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -259,11 +255,11 @@ def test_mixed_precision_reaches_the_chunks(family: str, monkeypatch: pytest.Mon
         return CausalLMOutputWithPast(logits=output.logits.float())
 
     model.forward = mixed
-    whole = score(model, inputs, layout)["logps"]
+    whole = score(model, inputs)["logps"]
     seen: list[torch.dtype] = []
     model.lm_head.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     in_chunks(monkeypatch, model, 7)
-    chunks = score(model, inputs, layout)["logps"]
+    chunks = score(model, inputs)["logps"]
     chunks.sum().backward()
     assert set(seen) == {torch.bfloat16}
     assert len(seen) == 9
@@ -272,8 +268,8 @@ def test_mixed_precision_reaches_the_chunks(family: str, monkeypatch: pytest.Mon
 
 def test_a_batch_without_completion_tokens_has_no_values() -> None:
     inputs = batch()
-    inputs["completion_mask"] = torch.zeros_like(inputs["completion_mask"])
-    assert score(make("llama"), inputs, layout_of(inputs))["logps"].shape == (0,)
+    inputs = dataclasses.replace(inputs, completion_mask=torch.zeros_like(inputs.completion_mask))
+    assert score(make("llama"), inputs)["logps"].shape == (0,)
 
 
 @pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"]], ids=["body", "head too"])
@@ -285,11 +281,9 @@ def test_tdpo_with_adapters_has_the_reference_of_its_own_head(
     torch.manual_seed(0)
     policy = get_peft_model(make("llama"), LoraConfig(r=4, target_modules=targets, init_lora_weights=not arrived))
     reference = make_reference(policy, None, arrived_with_adapter=arrived, settings=ModelSettings(adapter="lora"))
-    inputs = {**batch(), "extras": {}}
-    layout = layout_of(inputs)
+    inputs = batch()
     with reference.activated(policy) as model, torch.no_grad():
-        shown = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-        before = model(**shown).logits
+        before = model(**inputs.inputs).logits
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
             parameter.data += 0.3 * torch.randn_like(parameter)
@@ -297,12 +291,12 @@ def test_tdpo_with_adapters_has_the_reference_of_its_own_head(
     expected = plain(policy, lambda **_: CausalLMOutputWithPast(logits=before), inputs)
     in_chunks(monkeypatch, policy, 7)
     scorer = StepScorer(get_objective("tdpo1"), reference)
-    scorer.score_reference(policy, inputs)
-    found = scorer.completions(policy, inputs).tokens
+    known = scorer.score_reference(policy, MicroBatch(rows=inputs, labels={"ids": torch.arange(len(inputs))}))
+    found = scorer.completions(policy, inputs, known.ref_logps).tokens
     assert expected["kl"].min() > 1e-3
     torch.testing.assert_close(found.kl[found.mask], expected["kl"], rtol=1e-12, atol=1e-12)
     one = torch.autograd.grad(found.kl.sum(), [p for p in policy.parameters() if p.requires_grad])
     other = torch.autograd.grad(expected["kl"].sum(), [p for p in policy.parameters() if p.requires_grad])
-    assert len(layout.target) == int(found.mask.sum())
+    assert len(inputs.layout.target) == int(found.mask.sum())
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -11,7 +11,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from prefopt.scoring import Layout, attention, score, share_prompts, sharing, why_not_shared
+from prefopt.core.micro_batch import PaddedRows
+from prefopt.scoring import attention, score, share_prompts, sharing, why_not_shared
 from prefopt.scoring.flat import Flat, Span
 
 PADDED = {"gpt-neo", "bloom", "falcon", "stablelm", "jamba", "falcon-h1", "lfm2", "bamba"}
@@ -24,7 +25,7 @@ def test_log_probs_and_gradients_are_those_of_rows_by_themselves(name: str) -> N
     assert bool(found.why_padded) == (name in PADDED)
 
 
-def batch(lengths: dict[int, tuple[int, ...]], seed: int = 0) -> dict[str, torch.Tensor]:
+def batch(lengths: dict[int, tuple[int, ...]], seed: int = 0) -> PaddedRows:
     """Prompts of these lengths, each with completions of these lengths, one after the other."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -38,17 +39,13 @@ def batch(lengths: dict[int, tuple[int, ...]], seed: int = 0) -> dict[str, torch
     ids = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for _, row in rows])
     attention_mask = torch.stack([torch.arange(width) < len(row) for _, row in rows])
     counts = torch.stack([(torch.arange(width) >= prompt) for prompt, _ in rows]) & attention_mask
-    return {"input_ids": ids, "attention_mask": attention_mask.long(), "completion_mask": counts}
-
-
-def layout_of(rows: dict[str, torch.Tensor]) -> Layout:
-    return Layout.of(rows["input_ids"], rows["completion_mask"])
+    return PaddedRows(input_ids=ids, attention_mask=attention_mask.long(), completion_mask=counts)
 
 
 def test_a_prompt_stands_once_and_a_last_token_is_left_out() -> None:
     rows = batch({5: (3, 2), 4: (1,)})
-    flat = Flat.of(rows, layout_of(rows))
-    first, second, third = rows["input_ids"]
+    flat = Flat.of(rows)
+    first, second, third = rows.input_ids
     expected = [*first[:7].tolist(), second[5].item(), *third[:4].tolist()]
     assert flat.input_ids[0].tolist() == expected
     assert flat.position_ids[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 0, 1, 2, 3]
@@ -60,18 +57,18 @@ def test_a_prompt_stands_once_and_a_last_token_is_left_out() -> None:
 def test_rows_that_share_a_prompt_need_not_stand_together() -> None:
     rows = batch({6: (3, 5), 4: (2, 4)})
     order = torch.tensor([2, 0, 3, 1])
-    mixed = {key: value[order] for key, value in rows.items()}
-    flat = Flat.of(mixed, layout_of(mixed))
-    assert flat.input_ids.shape[1] == Flat.of(rows, layout_of(rows)).input_ids.shape[1] == 6 + 2 + 4 + 4 + 1 + 3
+    mixed = rows.map(lambda values: values[order])
+    flat = Flat.of(mixed)
+    assert flat.input_ids.shape[1] == Flat.of(rows).input_ids.shape[1] == 6 + 2 + 4 + 4 + 1 + 3
     model = tiny.model(0, torch.float64)
-    one, other = score(model, rows, layout_of(rows))["logps"], score(model, mixed, layout_of(mixed))["logps"]
+    one, other = score(model, rows)["logps"], score(model, mixed)["logps"]
     torch.testing.assert_close(torch.cat([one.split([3, 5, 2, 4])[i] for i in order]), other)
 
 
 def test_rows_without_a_token_that_counts_are_left_out() -> None:
     rows = batch({6: (3, 5), 4: (2,)})
-    rows["completion_mask"][1] = False
-    flat = Flat.of(rows, layout_of(rows))
+    rows.completion_mask[1] = False
+    flat = Flat.of(rows)
     assert flat.input_ids.shape[1] == 6 + 2 + 4 + 1
 
 
@@ -79,12 +76,12 @@ def test_rows_without_a_token_that_counts_are_left_out() -> None:
 def test_buckets_do_not_change_what_is_seen(floor: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefopt.scoring.flat.FLOOR", floor)
     rows = batch({7: (3, 9, 2, 4), 5: (1,), 12: (6, 6, 2)})
-    flat = Flat.of(rows, layout_of(rows))
+    flat = Flat.of(rows)
     assert (len(flat.buckets) > 4) == (floor == 0)
     model = tiny.model(0, torch.float64)
-    found = score(model, rows, layout_of(rows))["logps"]
+    found = score(model, rows)["logps"]
     share_prompts(model, on=False)
-    torch.testing.assert_close(found, score(model, rows, layout_of(rows))["logps"])
+    torch.testing.assert_close(found, score(model, rows)["logps"])
 
 
 def calls_of(model: nn.Module) -> list[int]:
@@ -98,14 +95,14 @@ def test_the_first_batch_and_longer_rows_are_compared() -> None:
     model = tiny.model(0)
     seen = calls_of(model)
     short, long = batch({6: (3, 5)}), batch({20: (3, 5)})
-    score(model, short, layout_of(short))
+    score(model, short)
     # Together; the two rows by themselves; together again, with a gradient.
     assert [seen[0], sorted(seen[1:3]), seen[3]] == [12, [9, 11], 12]
     seen.clear()
-    score(model, short, layout_of(short))
+    score(model, short)
     assert seen == [12]
     seen.clear()
-    score(model, long, layout_of(long))
+    score(model, long)
     assert [seen[0], sorted(seen[1:3]), seen[3]] == [26, [23, 25], 26]
 
 
@@ -121,21 +118,21 @@ def test_a_model_that_differs_is_scored_row_by_row_from_then_on(
     model, rows = tiny.model(0), batch({9: (8, 7, 9)})
     for weight in model.parameters():
         weight.data += 0.3 * torch.randn_like(weight)
-    found = score(model, rows, layout_of(rows))["logps"]
+    found = score(model, rows)["logps"]
     assert "log-probs would differ" in why_not_shared(model)
     said = capsys.readouterr().err
     assert said.count("prompts are not shared between completions of this llama model") == 1
-    score(model, rows, layout_of(rows))
+    score(model, rows)
     assert "not shared" not in capsys.readouterr().err
     share_prompts(model, on=False)
-    torch.testing.assert_close(found, score(model, rows, layout_of(rows))["logps"])
+    torch.testing.assert_close(found, score(model, rows)["logps"])
 
 
 def test_what_cannot_be_shared_stays_padded() -> None:
     model, rows = tiny.model(0), batch({20: (9,), 21: (8,)})
-    score(model, rows, layout_of(rows))
+    score(model, rows)
     seen = calls_of(model)
-    score(model, rows, layout_of(rows))
+    score(model, rows)
     assert seen == [58]
 
 
@@ -150,8 +147,8 @@ def test_a_model_that_takes_no_further_arguments_stays_padded() -> None:
     plain, rows = tiny.model(0), batch({9: (8, 7, 9)})
     model = Closed(plain.config)
     model.load_state_dict(plain.state_dict())
-    expected = score(plain, rows, layout_of(rows))["logps"]
-    torch.testing.assert_close(score(model, rows, layout_of(rows))["logps"], expected)
+    expected = score(plain, rows)["logps"]
+    torch.testing.assert_close(score(model, rows)["logps"], expected)
     assert why_not_shared(model) == "its forward pass takes no such arguments"
 
 
@@ -160,7 +157,7 @@ def test_half_precision_is_compared_with_its_own_noise(dtype: torch.dtype) -> No
     model, rows = tiny.model(0, dtype), batch({9: (8, 7, 9)})
     for weight in model.parameters():
         weight.data += 0.1 * torch.randn_like(weight)
-    score(model, rows, layout_of(rows))
+    score(model, rows)
     assert not why_not_shared(model)
 
 
@@ -169,10 +166,10 @@ def test_a_model_behaves_as_before_elsewhere(implementation: str, tmp_path: obje
     model = tiny.model(0)
     model.set_attn_implementation(implementation)
     rows = batch({6: (3, 5)})
-    inputs = {key: rows[key] for key in ("input_ids", "attention_mask")}
+    inputs = rows.inputs
     before, config = model(**inputs).logits, model.config.to_dict()
     made = model.generate(**inputs, max_new_tokens=5, do_sample=False)
-    score(model, rows, layout_of(rows))
+    score(model, rows)
     assert model.config._attn_implementation == attention.PREFIX + implementation
     assert torch.equal(model(**inputs).logits, before)
     assert torch.equal(model.generate(**inputs, max_new_tokens=5, do_sample=False), made)
@@ -188,7 +185,7 @@ def test_checkpointed_layers_see_the_same_in_the_backward_pass() -> None:
         model = tiny.model(0, torch.float64).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        score(model, rows, layout_of(rows))["logps"].square().sum().backward()
+        score(model, rows)["logps"].square().sum().backward()
         assert not why_not_shared(model)
         gradients.append([weight.grad for weight in model.parameters()])
     for one, other in zip(*gradients, strict=True):
@@ -272,6 +269,6 @@ def test_noise_of_half_precision_is_that_of_the_same_tokens(
     rows, model = batch(lengths), tiny.model(0, torch.bfloat16)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"].shape[1]), with_kwargs=True)
-    score(model, rows, layout_of(rows))
+    score(model, rows)
     assert not why_not_shared(model) and len(measured) == 2 and max(measured) < 0.1
-    assert rows["input_ids"].shape[1] + 1 in seen, "rows of one length would be without padding"
+    assert rows.input_ids.shape[1] + 1 in seen, "rows of one length would be without padding"

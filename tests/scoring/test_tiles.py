@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prefopt.core.errors import UsageError
-from prefopt.scoring import Layout, rows_of, score, tiles
+from prefopt.core.micro_batch import PaddedRows
+from prefopt.scoring import rows_of, score, tiles
 from prefopt.scoring.head import AfterHead, LinearHead
 from prefopt.scoring.score import STATISTICS
 from prefopt.scoring.tiles import Through, tile_values
@@ -381,11 +382,11 @@ def another(model: nn.Module) -> nn.Module:
     return model
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> PaddedRows:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 30, (3, 9), generator=generator)
     counts = torch.arange(9).expand(3, 9) >= torch.tensor([2, 4, 1])[:, None]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": counts}
+    return PaddedRows(input_ids=ids, attention_mask=torch.ones_like(ids), completion_mask=counts)
 
 
 @pytest.mark.parametrize("change", [wrapped, saved, hooked, placed, parametrized, another], ids=lambda f: f.__name__)
@@ -397,16 +398,15 @@ def test_a_head_that_is_more_than_a_matrix_is_called_as_it_is(
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "modules_to_save" in name:
             parameter.data += 0.3 * torch.randn_like(parameter)
-    layout = Layout.of(inputs["input_ids"], inputs["completion_mask"])
     monkeypatch.setattr(sys.modules["prefopt.scoring.score"], "CHUNK", 4 * 30)
     small_tiles(monkeypatch, 4 * 30, 2)
-    rows = rows_of(model, inputs, layout)
+    rows = rows_of(model, inputs)
     assert rows.head is None
     assert rows.values is rows.hidden
-    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    expected = logits.log_softmax(-1)[:, :-1].gather(2, inputs["input_ids"][:, 1:, None])[..., 0]
-    found = score(model, inputs, layout)["logps"]
-    torch.testing.assert_close(found, expected[inputs["completion_mask"][:, 1:]], rtol=1e-11, atol=1e-11)
+    logits = model(**inputs.inputs).logits
+    expected = logits.log_softmax(-1)[:, :-1].gather(2, inputs.input_ids[:, 1:, None])[..., 0]
+    found = score(model, inputs)["logps"]
+    torch.testing.assert_close(found, expected[inputs.completion_mask[:, 1:]], rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "adapter"])
@@ -419,13 +419,12 @@ def test_a_plain_head_goes_in_tiles(adapter: bool, checkpointing: bool, monkeypa
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    layout = Layout.of(inputs["input_ids"], inputs["completion_mask"])
     used = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    plainly = score(model, inputs, layout)["logps"]
+    plainly = score(model, inputs)["logps"]
     small_tiles(monkeypatch, 4 * 30, 2)
-    rows = rows_of(model, inputs, layout)
+    rows = rows_of(model, inputs)
     assert rows.head.weight is model.get_output_embeddings().weight
-    found = score(model, inputs, layout)["logps"]
+    found = score(model, inputs)["logps"]
     torch.testing.assert_close(found, plainly, rtol=1e-11, atol=1e-11)
     weights = torch.linspace(-1, 1, len(found), dtype=torch.float64)
     one, other = (torch.autograd.grad(weights @ values, used) for values in (found, plainly))
@@ -434,38 +433,36 @@ def test_a_plain_head_goes_in_tiles(adapter: bool, checkpointing: bool, monkeypa
 
 def test_the_precision_of_the_products_is_that_of_the_models_own_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = tiny.model(0), batch()
-    layout, forward = Layout.of(inputs["input_ids"], inputs["completion_mask"]), model.forward
+    forward = model.forward
 
     def mixed(*args: object, **options: object) -> CausalLMOutputWithPast:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return CausalLMOutputWithPast(logits=forward(*args, **options).logits.float())
 
     model.forward = mixed
-    whole = score(model, inputs, layout)["logps"]
+    whole = score(model, inputs)["logps"]
     small_tiles(monkeypatch, 4 * 30, 2)
-    assert rows_of(model, inputs, layout).head.dtype == torch.bfloat16
-    torch.testing.assert_close(score(model, inputs, layout)["logps"], whole, rtol=0.01, atol=0.01)
+    assert rows_of(model, inputs).head.dtype == torch.bfloat16
+    torch.testing.assert_close(score(model, inputs)["logps"], whole, rtol=0.01, atol=0.01)
     model.forward = forward
-    assert rows_of(model, inputs, layout).head.dtype == torch.float32
+    assert rows_of(model, inputs).head.dtype == torch.float32
 
 
 @pytest.mark.parametrize("size", [4 * 30, 10**6], ids=["tiles", "at once"])
 def test_temperature_and_statistics_of_a_model(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference, inputs = tiny.model(0, torch.float64), tiny.model(1, torch.float64), batch()
-    layout = Layout.of(inputs["input_ids"], inputs["completion_mask"])
     small_tiles(monkeypatch, size, 2)
     with torch.no_grad():
         own, other = (
             Through(rows.hidden, LinearHead(model.lm_head.weight, None, torch.float64, AfterHead()))
-            for rows, model in ((rows_of(one, inputs, layout), one) for one in (model, reference))
+            for rows, model in ((rows_of(one, inputs), one) for one in (model, reference))
         )
-        expected = plain(own, layout.target, other, 0.6)
+        expected = plain(own, inputs.layout.target, other, 0.6)
     found = score(
         model,
         inputs,
-        layout,
         statistics=STATISTICS,
-        reference=rows_of(reference, inputs, layout),
+        reference=rows_of(reference, inputs),
         temperature=0.6,
     )
     assert found.keys() == expected.keys()
@@ -475,8 +472,7 @@ def test_temperature_and_statistics_of_a_model(size: int, monkeypatch: pytest.Mo
 
 def test_what_cannot_be_measured_is_said() -> None:
     model, inputs = tiny.model(0), batch()
-    layout = Layout.of(inputs["input_ids"], inputs["completion_mask"])
     with pytest.raises(UsageError, match="'variance'"):
-        score(model, inputs, layout, statistics=frozenset({"variance"}))
+        score(model, inputs, statistics=frozenset({"variance"}))
     with pytest.raises(UsageError, match="'kl' needs"):
-        score(model, inputs, layout, statistics=frozenset({"kl"}))
+        score(model, inputs, statistics=frozenset({"kl"}))

@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from helpers import losses, trainer
 from leaving import leave_early
 
+from prefopt.core.micro_batch import MicroBatch
 from prefopt.scoring import tiles
 from prefopt.scoring.scorer import StepScorer
 from prefopt.training import reference_cache
@@ -32,9 +33,9 @@ class Scored:
         self.rows = 0
         score = StepScorer.score_reference
 
-        def count(scorer: StepScorer, policy: torch.nn.Module, batch: dict) -> None:
-            self.rows += 0 if "ref_logps" in batch else len(batch["input_ids"])
-            score(scorer, policy, batch)
+        def count(scorer: StepScorer, policy: torch.nn.Module, batch: MicroBatch) -> MicroBatch:
+            self.rows += len(batch.rows) if batch.ref_logps is None else 0
+            return score(scorer, policy, batch)
 
         StepScorer.score_reference = count
 

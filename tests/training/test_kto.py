@@ -6,9 +6,10 @@ import torch
 from helpers import trainer
 
 import prefopt
+from prefopt.core.micro_batch import MicroBatch
 
 
-def micro_batches(rows: list[dict], batch: int, **options: object) -> list[dict]:
+def micro_batches(rows: list[dict], batch: int, **options: object) -> list[MicroBatch]:
     run = trainer("kto", rows, args={"per_device_train_batch_size": batch}, **options)
     return list(run.get_train_dataloader())
 
@@ -23,7 +24,7 @@ def in_blocks(n: int) -> list[dict]:
 @pytest.mark.parametrize("rows", [in_blocks(100), tiny.pairs(100)], ids=["blocks of labelled rows", "pairs"])
 def test_every_batch_mixes_desirable_and_undesirable_rows(rows: list[dict], batch: int) -> None:
     for micro_batch in micro_batches(rows, batch):
-        desirable = micro_batch["extras"]["desirable"]
+        desirable = micro_batch.labels["desirable"]
         assert 0 < desirable.sum() < len(desirable)
 
 
@@ -39,19 +40,19 @@ def test_the_partner_has_another_prompt_also_when_pairs_were_split_into_rows() -
 def test_mismatched_rows_are_the_prompt_followed_by_the_partners_completion() -> None:
     run = trainer("kto", tiny.pairs(6))
     data = run.train_dataset
-    batch = data.collate([data[i] for i in range(4)])["mismatched"]
+    batch = data.collate([data[i] for i in range(4)]).mismatched
     for row in range(4):
         prompt, partner = data.examples[row].prompt, data.examples[data.partners[row]].completions[0]
         length = len(prompt) + len(partner)
-        assert batch["input_ids"][row, :length].tolist() == [*prompt.tolist(), *partner.tolist()]
-        assert batch["completion_mask"][row].nonzero().flatten().tolist() == list(range(len(prompt), length))
+        assert batch.input_ids[row, :length].tolist() == [*prompt.tolist(), *partner.tolist()]
+        assert batch.completion_mask[row].nonzero().flatten().tolist() == list(range(len(prompt), length))
 
 
 def test_a_remainder_of_one_row_joins_the_batch_before_it() -> None:
-    sizes = [len(batch["extras"]["ids"]) for batch in micro_batches(tiny.labelled(33), 8)]
+    sizes = [batch.num_examples for batch in micro_batches(tiny.labelled(33), 8)]
     assert sizes == [8, 8, 8, 9]
     run = trainer("kto", None, eval_dataset=tiny.labelled(33), args={"per_device_eval_batch_size": 8})
-    assert [len(batch["extras"]["ids"]) for batch in run.get_eval_dataloader()] == [8, 8, 8, 9]
+    assert [batch.num_examples for batch in run.get_eval_dataloader()] == [8, 8, 8, 9]
 
 
 def test_a_step_of_one_row_is_refused_with_the_remedy() -> None:

@@ -85,10 +85,24 @@ def test_an_adapter_that_does_not_start_at_zero_is_refused_in_half_precision() -
 def test_operations_are_those_that_transformers_counts() -> None:
     run = trainer("dpo", tiny.pairs(5), adapter="lora", args={"max_steps": 2, "per_device_train_batch_size": 4})
     batches = list(run.get_train_dataloader())
-    assert len({batch["input_ids"].numel() for batch in batches}) == 2
-    expected = sum(transformers.Trainer.floating_point_ops(run, batch) for batch in batches)
+    assert len({batch.rows.input_ids.numel() for batch in batches}) == 2
+    expected = sum(transformers.Trainer.floating_point_ops(run, batch.rows.inputs) for batch in batches)
     run.train()
     assert run.state.total_flos == expected > 0
+
+
+@pytest.mark.parametrize("kind", ["all", "non_padding"])
+def test_input_tokens_are_those_that_transformers_counts(kind: str) -> None:
+    args = {"max_steps": 2, "per_device_train_batch_size": 4, "include_num_input_tokens_seen": kind}
+    run = trainer("dpo", tiny.pairs(5), args=args)
+    rows = [batch.rows for batch in run.get_train_dataloader()]
+    run.train()
+    expected = {
+        "all": sum(one.input_ids.numel() for one in rows),
+        "non_padding": sum(int(one.attention_mask.sum()) for one in rows),
+    }
+    assert expected["all"] > expected["non_padding"]
+    assert run.state.num_input_tokens_seen == expected[kind]
 
 
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path) -> None:

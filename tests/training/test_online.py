@@ -40,7 +40,7 @@ def test_every_step_samples_from_the_newest_weights() -> None:
     run = online(generation={"n": 1, "max_new_tokens": 6, "temperature": 0.0}, args={"max_steps": 4})
     seen = []
     collate = run.scorer.counts
-    run.scorer.counts = lambda batch: seen.append(batch["input_ids"].clone()) or collate(batch)
+    run.scorer.counts = lambda batch: seen.append(batch.rows.input_ids.clone()) or collate(batch)
     run.train()
     assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairwise(seen))
 

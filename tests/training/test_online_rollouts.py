@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 import prefopt
 from prefopt.algorithms.online import online_algorithms
 from prefopt.core.errors import UsageError
+from prefopt.core.micro_batch import MicroBatch
 from prefopt.rollouts import GenerationSettings, Sample, TransformersGenerator, generator, kv_cache
 from prefopt.scoring import share_prompts
 
@@ -33,19 +34,20 @@ def words(examples: list) -> Counter:
     return Counter((example.prompt.tobytes(), example.completions[0].tobytes()) for example in examples)
 
 
-def rows_of(batch: dict) -> list[tuple]:
+def rows_of(batch: MicroBatch) -> list[tuple]:
     """Prompt and completion of each row of a micro-batch."""
     rows = []
-    for ids, attention, mask in zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True):
+    padded = batch.rows
+    for ids, attention, mask in zip(padded.input_ids, padded.attention_mask, padded.completion_mask, strict=True):
         kept = attention.bool()
         prompt, completion = ids[kept & ~mask].numpy().astype(np.int32), ids[mask].numpy().astype(np.int32)
         rows.append((prompt.tobytes(), completion.tobytes()))
     return rows
 
 
-def batches_of(run: prefopt.Trainer) -> list[list[dict]]:
+def batches_of(run: prefopt.Trainer) -> list[list[MicroBatch]]:
     """Filled with the micro-batches of every optimizer step."""
-    steps: list[list[dict]] = []
+    steps: list[list[MicroBatch]] = []
     inner = run.get_batch_samples
 
     def keep(*given: Any, **options: Any) -> Any:
@@ -237,7 +239,7 @@ def test_a_rollout_is_gone_through_in_passes_of_minibatches() -> None:
         assert Counter(found) == words(spy.examples[number // 3])
         orders.append(found)
     assert orders[0] != orders[1]  # shuffled in every pass
-    assert all(len(batch["input_ids"]) == 6 for step in steps for batch in step)
+    assert all(len(batch.rows) == 6 for step in steps for batch in step)
     assert run.state.epoch == pytest.approx(2.0)
 
 

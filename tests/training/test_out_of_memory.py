@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ from torch import nn
 import prefopt
 from prefopt.core.errors import OutOfMemory
 from prefopt.data import collate, prepare_dataset
-from prefopt.data.collate import examples_in, join_reference, part, tokens_of
 from prefopt.training import splitting
 
 
@@ -166,23 +166,25 @@ def test_a_part_is_what_its_examples_make_by_themselves(kind: str) -> None:
     known = dataset.with_reference([one.numpy() for one in logps], other or None)
     examples = [known[i] for i in range(7)]
     whole = known.collate(examples)
-    assert examples_in(whole) == 7
+    assert whole.num_examples == 7
     parts = []
     for start, end in ((0, 3), (3, 4), (4, 7)):
-        some = part(whole, start, end)
+        some = whole.part(start, end)
         expected = known.collate(examples[start:end])
         same(some, expected)
-        assert torch.equal(whole["ref_logps"][tokens_of(whole, start, end)], expected["ref_logps"])
+        assert torch.equal(whole.ref_logps[whole.tokens_of(start, end)], expected.ref_logps)
         parts.append((start, end, some))
     bare = dataset.collate([dataset[i] for i in range(7)])
-    join_reference(bare, parts)
-    same(bare, whole)
+    assert bare.ref_logps is None
+    same(bare.with_reference_of(parts), whole)
 
 
 def same(one: Any, other: Any) -> None:
+    if is_dataclass(one):
+        one, other = ({each.name: getattr(some, each.name) for each in fields(some)} for some in (one, other))
     if isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:
             same(one[key], other[key])
     else:
-        assert torch.equal(one, other)
+        assert (one is other is None) or torch.equal(one, other)

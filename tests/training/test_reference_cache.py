@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import prefopt
 from prefopt.core.errors import UsageError
+from prefopt.core.micro_batch import MicroBatch
 from prefopt.data import prepare_dataset
 from prefopt.models.fingerprint import fingerprint
 from prefopt.models.reference import AdapterOff, Released
@@ -36,15 +37,13 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
     score = StepScorer.score_reference
 
-    def count(self: StepScorer, policy: Any, batch: dict) -> None:
-        parts = [batch, batch.get("mismatched", batch)]
-        missing = sum(len(part["input_ids"]) for part in parts[: 1 + ("mismatched" in batch)] if not known(part))
+    def count(self: StepScorer, policy: Any, batch: MicroBatch) -> MicroBatch:
+        missing = len(batch.rows) if batch.ref_logps is None else 0
+        if batch.mismatched is not None and batch.mismatched_ref_logps is None:
+            missing += len(batch.mismatched)
         if missing:
             rows.append(missing)
-        score(self, policy, batch)
-
-    def known(part: dict) -> bool:
-        return "ref_logps" in part
+        return score(self, policy, batch)
 
     monkeypatch.setattr(StepScorer, "score_reference", count)
     return rows
@@ -257,7 +256,7 @@ def test_what_no_cache_serves_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_dataset_brings_no_reference_of_another_run(cache: Path) -> None:
-    """Tokenised data of a run with a cache, given to a run with another reference."""
+    """Tokenized data of a run with a cache, given to a run with another reference."""
     filled = run("dpo", tiny.pairs(4), cache).train_dataset
     again = run("dpo", filled, None, reference=tiny.model(1))
     assert losses(again) == pytest.approx(losses(run("dpo", tiny.pairs(4), None, reference=tiny.model(1))))

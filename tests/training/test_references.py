@@ -153,10 +153,10 @@ def test_sft_on_a_conversation_takes_the_loss_on_every_assistant_turn_and_nothin
         processing_class=tokenizer,
         args={"max_steps": 1, "use_cpu": True, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True},
     )
-    batch = run.train_dataset.collate([run.train_dataset[0]])
-    counted = tokenizer.decode(batch["input_ids"][0][batch["completion_mask"][0]])
+    batch = run.train_dataset.collate([run.train_dataset[0]]).rows
+    counted = tokenizer.decode(batch.input_ids[0][batch.completion_mask[0]])
     assert counted.split() == ["good", "c", "</s>", "bad", "</s>"]
-    ids, mask = batch["input_ids"], batch["completion_mask"]
+    ids, mask = batch.input_ids, batch.completion_mask
     logps = tiny.model()(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
     run.train()
     assert losses(run)[0] == pytest.approx(-logps[mask[0, 1:]].mean().item(), rel=1e-5)

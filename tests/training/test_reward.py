@@ -212,8 +212,7 @@ def test_plain_transformers_and_peft_give_the_same_bits(adapter: str | None, tmp
     assert not any(isinstance(module, RewardHead) for module in plain.modules())
     data = tiny.pairs(4, seed=2)
     batch = run.get_eval_dataloader(data).dataset
-    inputs = batch.collate(batch.examples)
-    inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    inputs = batch.collate(batch.examples).rows.inputs
     with torch.no_grad():
         ours, theirs = run.model.eval()(**inputs).logits, plain.eval()(**inputs).logits
     assert torch.equal(ours, theirs)

@@ -14,8 +14,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainerCallback
 
 import prefopt
+from prefopt.core.micro_batch import MicroBatch
 from prefopt.models.adapters import CRITIC_ADAPTER, REFERENCE_ADAPTER, REWARD_ADAPTER
-from prefopt.scoring import Layout, score, score_values
+from prefopt.scoring import score, score_values
 
 CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 
@@ -70,15 +71,15 @@ def recorded(critic: str, *, how: dict, args: dict | None = None, **hyperparamet
     return run, watch, batches
 
 
-def clipped_surrogate(logps: torch.Tensor, batch: dict) -> torch.Tensor:
+def clipped_surrogate(logps: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
     """By hand, summed over tokens; everything flat over the completion tokens."""
-    ratio = (logps - batch["tokens"]["old_logps"]).exp()
-    advantages = batch["tokens"]["advantages"]
+    ratio = (logps - batch.labels["old_logps"]).exp()
+    advantages = batch.labels["advantages"]
     return -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).sum()
 
 
-def value_error(values: torch.Tensor, batch: dict) -> torch.Tensor:
-    old, returns = batch["tokens"]["old_values"], batch["tokens"]["returns"]
+def value_error(values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+    old, returns = batch.labels["old_values"], batch.labels["returns"]
     near = old + (values - old).clamp(-0.2, 0.2)
     return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2).sum()
 
@@ -105,14 +106,13 @@ def test_gradients_on_a_shared_base_are_those_of_separate_models(checkpointing: 
     assert run.policy.is_gradient_checkpointing == checkpointing
     assert len(batches.steps) == 4 and all(len(step) == accumulation for step in batches.steps)
     for number, step in enumerate(batches.steps):
-        count = sum(len(batch["tokens"]["advantages"]) for batch in step)
+        count = sum(len(batch.labels["advantages"]) for batch in step)
         policy = apart(run, batches.weights[number], "default")
         critic = apart(run, batches.weights[number], CRITIC_ADAPTER)
         head = batches.heads[number]
         for batch in step:
-            layout = Layout.of(batch["input_ids"], batch["completion_mask"])
-            (clipped_surrogate(score(policy, batch, layout)["logps"], batch) / count).backward()
-            (0.1 * value_error(score_values(critic, batch, layout, head), batch) / count).backward()
+            (clipped_surrogate(score(policy, batch.rows)["logps"], batch) / count).backward()
+            (0.1 * value_error(score_values(critic, batch.rows, head), batch) / count).backward()
         expected = {k: v.grad for k, v in policy.named_parameters() if v.grad is not None}
         assert watch.policy[number].keys() == expected.keys()
         for key, value in expected.items():
@@ -161,14 +161,13 @@ def test_the_critic_learns_at_a_rate_of_its_own(critic: str, how: dict) -> None:
 def test_a_head_on_the_policy_is_the_joint_loss(how: dict) -> None:
     run, watch, batches = recorded("head", how=how, args={"gradient_accumulation_steps": 2}, vf_coef=0.7)
     for number, step in enumerate(batches.steps):
-        count = sum(len(batch["tokens"]["advantages"]) for batch in step)
+        count = sum(len(batch.labels["advantages"]) for batch in step)
         policy = apart(run, batches.weights[number], "default") if how else tiny.model(0, torch.float64)
         if not how:
             policy.load_state_dict(batches.weights[number], strict=False)
         head = batches.heads[number]
         for batch in step:
-            layout = Layout.of(batch["input_ids"], batch["completion_mask"])
-            found = score(policy, batch, layout, value_head=head)
+            found = score(policy, batch.rows, value_head=head)
             loss = clipped_surrogate(found["logps"], batch) + 0.7 * value_error(found["values"], batch)
             (loss / count).backward()
         expected = {k: v.grad for k, v in policy.named_parameters() if v.grad is not None}
@@ -211,13 +210,12 @@ def test_a_rollout_is_left_with_a_head_too() -> None:
 def test_a_model_critic_is_trained_beside_a_full_policy() -> None:
     run, watch, batches = recorded("model", how={}, args={"gradient_accumulation_steps": 2, "max_steps": 2})
     for number, step in enumerate(batches.steps[:1]):
-        count = sum(len(batch["tokens"]["advantages"]) for batch in step)
+        count = sum(len(batch.labels["advantages"]) for batch in step)
         policy, critic = tiny.model(0, torch.float64), tiny.model(0, torch.float64)
         head = batches.heads[number]
         for batch in step:
-            layout = Layout.of(batch["input_ids"], batch["completion_mask"])
-            (clipped_surrogate(score(policy, batch, layout)["logps"], batch) / count).backward()
-            (0.1 * value_error(score_values(critic, batch, layout, head), batch) / count).backward()
+            (clipped_surrogate(score(policy, batch.rows)["logps"], batch) / count).backward()
+            (0.1 * value_error(score_values(critic, batch.rows, head), batch) / count).backward()
         for key, value in policy.named_parameters():
             torch.testing.assert_close(watch.policy[number][key], value.grad, rtol=1e-5, atol=1e-9)
         torch.testing.assert_close(watch.critic[number]["head.weight"], head.weight.grad, rtol=1e-4, atol=1e-7)

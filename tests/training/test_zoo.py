@@ -111,7 +111,7 @@ def test_what_couples_rows_refuses_accumulation_and_a_batch_of_one(name: str) ->
     with pytest.raises(UsageError, match=f"{name} compares examples.*per_device_train_batch_size must be 2 or more"):
         trainer(name, rows(name, 8), args={"per_device_train_batch_size": 1})
     run = trainer(name, rows(name, 9), args={"per_device_train_batch_size": 4})
-    assert [len(batch["extras"]["ids"]) for batch in run.get_train_dataloader()] == [4, 5]
+    assert [batch.num_examples for batch in run.get_train_dataloader()] == [4, 5]
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
@@ -220,8 +220,8 @@ def test_rankings_do_not_become_labels_unless_that_is_asked_for() -> None:
 def test_the_ranked_batch_size_counts_groups() -> None:
     run = trainer("dpo_pl", tiny.ranked(6), args={"per_device_train_batch_size": 3})
     batches = list(run.get_train_dataloader())
-    assert [len(batch["extras"]["ids"]) for batch in batches] == [3, 3]
-    assert sum(len(batch["input_ids"]) for batch in batches) == sum(len(row["completions"]) for row in tiny.ranked(6))
+    assert [batch.num_examples for batch in batches] == [3, 3]
+    assert sum(len(batch.rows) for batch in batches) == sum(len(row["completions"]) for row in tiny.ranked(6))
 
 
 @pytest.mark.slow

@@ -21,10 +21,6 @@ class Demonstrations(Batch):
     completions: Completions
     ids: Int[Tensor, " n"] | None = None
 
-    @classmethod
-    def assemble(cls, rows: Completions, labels: Mapping[str, Tensor]) -> Self:
-        return cls(completions=rows, ids=labels.get("ids"))
-
     @property
     def rows(self) -> Completions:
         return self.completions
@@ -60,8 +56,7 @@ class Pairs(Batch):
     @classmethod
     def assemble(cls, rows: Completions, labels: Mapping[str, Tensor]) -> Self:
         n = len(rows) // 2
-        columns = ("ids", "preference", "chosen_score", "rejected_score", "rated_margin", "sampled_by_reference")
-        return cls(chosen=rows[:n], rejected=rows[n:], **{key: labels.get(key) for key in columns})
+        return cls(chosen=rows[:n], rejected=rows[n:], **cls._own(labels))
 
     @classmethod
     def from_sums(
@@ -79,8 +74,7 @@ class Pairs(Batch):
             chosen, rejected: log π(y_w|x) and log π(y_l|x), summed over completion tokens.
             ref_chosen, ref_rejected: the same under the reference, for objectives that need one.
             lengths: token counts of chosen and rejected, for objectives that normalise by length.
-            labels: ``ids``, ``preference``, ``chosen_score``, ``rejected_score``, ``rated_margin``,
-                ``sampled_by_reference``.
+            labels: Whichever labels of the pairs are known, by the names of the fields.
         """
         # An unknown length is 0, which objectives that normalise by length refuse.
         n_w, n_l = lengths if lengths is not None else (_unknown_lengths(chosen), _unknown_lengths(rejected))
@@ -146,10 +140,6 @@ class Labelled(Batch):
     mismatched: Completions | None = None
     ids: Int[Tensor, " n"] | None = None
 
-    @classmethod
-    def assemble(cls, rows: Completions, labels: Mapping[str, Tensor]) -> Self:
-        return cls(completions=rows, desirable=labels["desirable"], ids=labels.get("ids"))
-
     @property
     def rows(self) -> Completions:
         return self.completions
@@ -189,10 +179,6 @@ class Ranked(Batch):
     def __post_init__(self) -> None:
         if self.scores is None and self.ranks is None:
             raise UsageError("a ranked batch needs scores or ranks for its completions.")
-
-    @classmethod
-    def assemble(cls, rows: Completions, labels: Mapping[str, Tensor]) -> Self:
-        return cls(completions=rows, group=labels["group"], **{k: labels.get(k) for k in ("scores", "ranks", "ids")})
 
     @property
     def rows(self) -> Completions:

@@ -1,8 +1,6 @@
 """Completions that a policy sampled, with what policy-gradient objectives learn from."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,16 +31,6 @@ class Rollouts(Batch):
     old_values: Float[Tensor, " n t"] | None = None
     returns: Float[Tensor, " n t"] | None = None
     ids: Int[Tensor, " n"] | None = None
-
-    @classmethod
-    def assemble(cls, rows: Completions, labels: Mapping[str, Tensor]) -> Self:
-        optional = ("values", "old_values", "returns", "ids")
-        return cls(
-            completions=rows,
-            old_logps=labels["old_logps"],
-            advantages=labels["advantages"],
-            **{key: labels.get(key) for key in optional},
-        )
 
     @property
     def rows(self) -> Completions:

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from skipped import sentences
 
 from prefopt.core.errors import DataError, UsageError
 from prefopt.data import (
@@ -14,8 +15,8 @@ from prefopt.data import (
     PromptExample,
     render_prompt,
 )
-from prefopt.data.messages import Drop
-from prefopt.data.tokenize import tokenise
+from prefopt.data.reasons import SkipRow
+from prefopt.data.tokenize import tokenize
 
 
 def u(text):
@@ -50,7 +51,7 @@ def counted(tokenizer, ids, mask):
 def test_plain_text_seams(make, name, prompt, completion):
     tokenizer = make(name)
     head, ids, mask = complete(tokenizer, prompt, completion)
-    # Generation tokenises the prompt alone, the ordinary way.
+    # Generation tokenizes the prompt alone, the ordinary way.
     assert head == tokenizer(prompt).input_ids
     assert (
         tokenizer.decode(head + ids) == tokenizer.decode(tokenizer(prompt + completion).input_ids) + tokenizer.eos_token
@@ -91,7 +92,7 @@ def test_eos_once_also_where_the_text_has_it(make):
 
 def test_an_empty_prompt_needs_bos(make):
     assert complete(make("bos"), "", "you")[0] == [make("bos").bos_token_id]
-    with pytest.raises(Drop, match="empty prompt"):
+    with pytest.raises(SkipRow, match="empty prompt"):
         complete(make("plain"), "", "you")
 
 
@@ -163,10 +164,10 @@ def test_a_template_that_rewrites_earlier_turns_drops_the_row(make):
         DemonstrationExample([u("Hi")], TALK[:1]),
         DemonstrationExample([u("Hi"), u("there")], TALK[:1]),
     ]
-    made = tokenise(rows, make("qwen3"), SETTINGS, 200)
-    assert made.dropped == {"whose earlier turns the chat template rewrites": 1}
-    refused = tokenise(rows[2:], make("llama2"), SETTINGS, 200)
-    assert refused.dropped == {"which the chat template refuses (roles must alternate)": 1}
+    made = tokenize(rows, make("qwen3"), SETTINGS, 200)
+    assert sentences(made.dropped) == {"whose earlier turns the chat template rewrites": 1}
+    refused = tokenize(rows[2:], make("llama2"), SETTINGS, 200)
+    assert sentences(refused.dropped) == {"which the chat template refuses (roles must alternate)": 1}
 
 
 THINKING = (
@@ -179,20 +180,22 @@ def test_an_answer_that_the_generation_prompt_does_not_lead_to(make):
     tokenizer = copy.copy(make("chatml"))
     tokenizer.chat_template = THINKING
     rows = [PairExample([u("Hi")], [a("you")], [a("me")]), PairExample([u("Hi")], [a("<think>x")], [a("<think>y")])]
-    made = tokenise(rows, tokenizer, SETTINGS, 200)
-    assert made.dropped == {"whose answer the chat template does not write after its own generation prompt": 1}
+    made = tokenize(rows, tokenizer, SETTINGS, 200)
+    assert sentences(made.dropped) == {
+        "whose answer the chat template does not write after its own generation prompt": 1
+    }
 
 
 def test_a_generation_template_that_renders_the_prompt_otherwise_later(make):
     tokenizer = copy.copy(make("generation"))
     tokenizer.chat_template = "{% if not add_generation_prompt %}later {% endif %}" + tokenizer.chat_template
-    made = tokenise([DemonstrationExample([u("Hi")], TALK)], tokenizer, SETTINGS, 200)
-    assert made.dropped == {"whose earlier turns the chat template rewrites": 1}
+    made = tokenize([DemonstrationExample([u("Hi")], TALK)], tokenizer, SETTINGS, 200)
+    assert sentences(made.dropped) == {"whose earlier turns the chat template rewrites": 1}
 
 
 def test_what_plain_text_cannot_say(make):
-    tools = PromptExample([u("Hi")], {"tools": [{"name": "f"}]})
-    assert tokenise([tools], make("plain"), SETTINGS, 99).dropped == {
+    tools = PromptExample([u("Hi")], columns={"tools": [{"name": "f"}]})
+    assert sentences(tokenize([tools], make("plain"), SETTINGS, 99).dropped) == {
         "with tools, which only a chat template can write": 1
     }
     with pytest.raises(DataError, match="cannot be rendered"):
@@ -205,7 +208,7 @@ def test_tools_reach_the_template(make):
     tokenizer = copy.copy(make("chatml"))
     tokenizer.chat_template = "{% if tools %}{{ tools[0].name }}{% endif %}" + tokenizer.chat_template
     for tools in ([{"name": "fff"}], '[{"name": "fff"}]'):
-        example = tokenise([PromptExample([u("Hi")], {"tools": tools})], tokenizer, SETTINGS, 99).examples[0]
+        example = tokenize([PromptExample([u("Hi")], columns={"tools": tools})], tokenizer, SETTINGS, 99).examples[0]
         assert tokenizer.decode(example.prompt).startswith("fff<|im_start|>")
 
 
@@ -220,7 +223,7 @@ def test_null_content_is_never_the_word_none(make):
 
     call = {"role": "assistant", "content": None, "tool_calls": None}
     rows = [{"messages": [u("Hi"), call, u("and?"), a("you")]}]
-    made = tokenise(to_examples(rows).examples, make("chatml"), SETTINGS, 200)
+    made = tokenize(to_examples(rows).examples, make("chatml"), SETTINGS, 200)
     assert "None" not in make("chatml").decode(made.examples[0].completions[0])
 
 
@@ -228,54 +231,58 @@ PAIR = PairExample("Once upon a time", " there was a little dog.", " no.")
 
 
 def lengths(tokenizer, example):
-    made = tokenise([example], tokenizer, SETTINGS, 1000).examples[0]
+    made = tokenize([example], tokenizer, SETTINGS, 1000).examples[0]
     return len(made.prompt), max(map(len, made.completions))
 
 
 @pytest.mark.parametrize("truncation", ["drop", "keep-start", "keep-end"])
 def test_a_row_that_just_fits_is_whole(make, truncation):
     prompt, longest = lengths(make("bos"), PAIR)
-    made = tokenise([PAIR], make("bos"), DataSettings(truncation=truncation), prompt + longest)
+    made = tokenize([PAIR], make("bos"), DataSettings(truncation=truncation), prompt + longest)
     assert (len(made.examples), made.cut) == (1, 0)
 
 
 def test_drop(make):
     prompt, longest = lengths(make("bos"), PAIR)
     limit = prompt + longest - 1
-    assert tokenise([PAIR], make("bos"), SETTINGS, limit).dropped == {f"longer than {limit} tokens": 1}
-    assert tokenise([PAIR], make("bos"), SETTINGS, prompt).dropped == {f"with a prompt of {prompt} tokens or more": 1}
+    assert sentences(tokenize([PAIR], make("bos"), SETTINGS, limit).dropped) == {f"longer than {limit} tokens": 1}
+    assert sentences(tokenize([PAIR], make("bos"), SETTINGS, prompt).dropped) == {
+        f"with a prompt of {prompt} tokens or more": 1
+    }
 
 
 def test_keep_start_cuts_completions_and_labels_no_eos(make):
     tokenizer, settings = make("bos"), DataSettings(truncation="keep-start")
-    whole = tokenise([PAIR], tokenizer, SETTINGS, 1000).examples[0]
+    whole = tokenize([PAIR], tokenizer, SETTINGS, 1000).examples[0]
     prompt, longest = lengths(tokenizer, PAIR)
-    made = tokenise([PAIR], tokenizer, settings, prompt + longest - 2)
+    made = tokenize([PAIR], tokenizer, settings, prompt + longest - 2)
     cut = made.examples[0]
     assert made.cut == 1
     assert cut.completions[0].tolist() == whole.completions[0][:-2].tolist()
     assert tokenizer.eos_token_id not in cut.completions[0]
     assert cut.completions[1].tolist() == whole.completions[1].tolist()
-    assert tokenise([PAIR], tokenizer, settings, prompt).dropped == {f"with a prompt of {prompt} tokens or more": 1}
+    assert sentences(tokenize([PAIR], tokenizer, settings, prompt).dropped) == {
+        f"with a prompt of {prompt} tokens or more": 1
+    }
 
 
 def test_identical_after_the_cut(make):
     pair = PairExample("Once", " The dog said hello", " The dog said no")
     prompt, _ = lengths(make("bos"), pair)
-    made = tokenise([pair], make("bos"), DataSettings(truncation="keep-start"), prompt + 2)
-    assert made.dropped == {"identical after the cut": 1}
+    made = tokenize([pair], make("bos"), DataSettings(truncation="keep-start"), prompt + 2)
+    assert sentences(made.dropped) == {"identical after the cut": 1}
 
 
 def test_keep_end_cuts_the_start_of_the_prompt_behind_bos(make):
     tokenizer, settings = make("bos"), DataSettings(truncation="keep-end")
-    whole = tokenise([PAIR], tokenizer, SETTINGS, 1000).examples[0]
+    whole = tokenize([PAIR], tokenizer, SETTINGS, 1000).examples[0]
     prompt, longest = lengths(tokenizer, PAIR)
-    made = tokenise([PAIR], tokenizer, settings, prompt + longest - 2)
+    made = tokenize([PAIR], tokenizer, settings, prompt + longest - 2)
     cut = made.examples[0]
     assert cut.prompt.tolist() == [tokenizer.bos_token_id, *whole.prompt[3:].tolist()]
     assert cut.completions[0].tolist() == whole.completions[0].tolist()
-    dropped = tokenise([PAIR], tokenizer, settings, longest).dropped
-    assert dropped == {f"with a completion of {longest} tokens or more": 1}
+    dropped = tokenize([PAIR], tokenizer, settings, longest).dropped
+    assert sentences(dropped) == {f"with a completion of {longest} tokens or more": 1}
 
 
 def test_useless_rows_are_dropped_with_their_reasons(make):
@@ -285,16 +292,16 @@ def test_useless_rows_are_dropped_with_their_reasons(make):
         PairExample([u("Hi")], [a("")], [a("x")]),
         PairExample("Hi", "x</s>", "x"),
     ]
-    dropped = tokenise(rows, make("bos"), SETTINGS, 99).dropped
-    assert dropped == {"with chosen equal to rejected": 2, "with an empty completion": 2}
+    dropped = tokenize(rows, make("bos"), SETTINGS, 99).dropped
+    assert sentences(dropped) == {"with chosen equal to rejected": 2, "with an empty completion": 2}
 
 
 def test_labels_ids_and_types(make):
     rows = [LabelledExample("Hi", "", True), LabelledExample("Hi", " x", False), PromptExample("Hi")]
-    labelled = tokenise(rows[:2], make("bos"), SETTINGS, 99).examples
+    labelled = tokenize(rows[:2], make("bos"), SETTINGS, 99).examples
     assert [(row.id, row.labels) for row in labelled] == [(0, {"desirable": False})]
     assert labelled[0].prompt.dtype == labelled[0].completions[0].dtype == "int32"
     assert labelled[0].masks is None
-    assert tokenise(rows[2:], make("bos"), SETTINGS, 99).examples[0].completions == ()
-    pair = PairExample("Hi", "x", "y", preference=0.75, chosen_score=2.0)
-    assert tokenise([pair], make("bos"), SETTINGS, 99).examples[0].labels == {"preference": 0.75, "chosen_score": 2.0}
+    assert tokenize(rows[2:], make("bos"), SETTINGS, 99).examples[0].completions == ()
+    pair = PairExample("Hi", "x", "y", labels={"preference": 0.75, "chosen_score": 2.0})
+    assert tokenize([pair], make("bos"), SETTINGS, 99).examples[0].labels == {"preference": 0.75, "chosen_score": 2.0}
