@@ -7,7 +7,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 WHOLE := --dist loadfile
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all certify lint format clean
+.PHONY: demo test test-all certify lint format index clean
 
 demo: .venv/installed  ## train every algorithm on the embedded world and write a report
 	$(BIN)/prefopt demo
@@ -29,6 +29,9 @@ lint: .venv/installed-dev  ## style, and imports that go down only
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+index: .venv/installed  ## what lists and explanations say of the algorithms, after a change to one
+	$(BIN)/python -m prefopt.algorithms.index
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -19,7 +19,7 @@ from typing import Any
 
 import record
 
-from prefopt.algorithms.online import online_algorithms
+from prefopt.algorithms.online import assemblies
 from prefopt.lab.demo import Budget, make_yardstick, train, train_reward_models
 from prefopt.lab.measure import Result
 from prefopt.lab.quiet import quiet
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="training seeds, each a run of its own")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "online_zoo.json")
     chosen = parser.parse_args()
-    if missing := set(online_algorithms()) - {*RUNS, "online"}:
+    if missing := set(assemblies()) - {*RUNS, "online"}:
         parser.error(f"no learning rate for {', '.join(sorted(missing))}: add one to RUNS.")
     budget = Budget(seeds=tuple(chosen.seeds))
     lab = prepare()

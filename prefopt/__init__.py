@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from prefopt import verify as verify
     from prefopt.algorithms.algorithm import Algorithm as Algorithm
     from prefopt.algorithms.algorithm import get_algorithm as get_algorithm
-    from prefopt.algorithms.explain import explain as explain
-    from prefopt.algorithms.recipes import Recipe as Recipe
+    from prefopt.algorithms.listing import explain as explain
+    from prefopt.algorithms.online import register_algorithm as register_algorithm
     from prefopt.core.batches import Completions as Completions
     from prefopt.core.batches import Demonstrations as Demonstrations
     from prefopt.core.batches import Labelled as Labelled
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from prefopt.core.errors import OutOfMemory as OutOfMemory
     from prefopt.core.errors import PrefoptError as PrefoptError
     from prefopt.core.errors import UsageError as UsageError
+    from prefopt.core.evidence import Evidence as Evidence
     from prefopt.core.loss import Loss as Loss
     from prefopt.core.loss import State as State
     from prefopt.core.loss import Term as Term
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from prefopt.core.numerics import masked_logsumexp as masked_logsumexp
     from prefopt.core.objective import Objective as Objective
     from prefopt.core.policy_gradient import PolicyGradient as PolicyGradient
+    from prefopt.core.recipe import Published as Published
+    from prefopt.core.recipe import Range as Range
+    from prefopt.core.recipe import Recipe as Recipe
     from prefopt.core.registry import register as register
     from prefopt.core.registry import register_preset as register_preset
     from prefopt.core.settings import parameter as parameter
@@ -62,6 +66,7 @@ _HOME = {
     "DataSettings": "prefopt.data.settings",
     "Demonstrations": "prefopt.core.batches",
     "Ensemble": "prefopt.rewards.reward",
+    "Evidence": "prefopt.core.evidence",
     "GenerationSettings": "prefopt.rollouts.generator",
     "Judge": "prefopt.rewards.judge",
     "Labelled": "prefopt.core.batches",
@@ -73,8 +78,10 @@ _HOME = {
     "Pairs": "prefopt.core.batches",
     "PolicyGradient": "prefopt.core.policy_gradient",
     "PrefoptError": "prefopt.core.errors",
+    "Published": "prefopt.core.recipe",
+    "Range": "prefopt.core.recipe",
     "Ranked": "prefopt.core.batches",
-    "Recipe": "prefopt.algorithms.recipes",
+    "Recipe": "prefopt.core.recipe",
     "RewardModel": "prefopt.rewards.reward_model",
     "Rollouts": "prefopt.core.batches",
     "State": "prefopt.core.loss",
@@ -84,7 +91,7 @@ _HOME = {
     "UsageError": "prefopt.core.errors",
     "Watch": "prefopt.training.watch",
     "algorithms": "prefopt.algorithms",
-    "explain": "prefopt.algorithms.explain",
+    "explain": "prefopt.algorithms.listing",
     "get_algorithm": "prefopt.algorithms.algorithm",
     "get_objective": "prefopt.objectives",
     "keyed_uniform": "prefopt.core.numerics",
@@ -94,6 +101,7 @@ _HOME = {
     "parameter": "prefopt.core.settings",
     "plan": "prefopt.memory.estimate",
     "register": "prefopt.core.registry",
+    "register_algorithm": "prefopt.algorithms.online",
     "register_preset": "prefopt.core.registry",
     "verify": "prefopt.verify",
 }

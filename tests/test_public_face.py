@@ -19,6 +19,7 @@ PUBLIC = [
     "DataSettings",
     "Demonstrations",
     "Ensemble",
+    "Evidence",
     "GenerationSettings",
     "Judge",
     "Labelled",
@@ -30,6 +31,8 @@ PUBLIC = [
     "Pairs",
     "PolicyGradient",
     "PrefoptError",
+    "Published",
+    "Range",
     "Ranked",
     "Recipe",
     "RewardModel",
@@ -52,6 +55,7 @@ PUBLIC = [
     "parameter",
     "plan",
     "register",
+    "register_algorithm",
     "register_preset",
     "verify",
 ]
@@ -77,7 +81,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_algorithms_is_a_function_before_and_after_its_package_is_imported() -> None:
     code = (
-        "import prefopt; before = prefopt.algorithms(); import prefopt.algorithms.explain;"
+        "import prefopt; before = prefopt.algorithms(); import prefopt.algorithms.listing;"
         "assert prefopt.algorithms() == before and 'dpo' in before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

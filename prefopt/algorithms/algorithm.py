@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefopt.algorithms.online import CriticSettings, Online, online_algorithms
-from prefopt.algorithms.recipes import Recipe, recipe_for
+from prefopt.algorithms.assembly import ALIASES, ASSEMBLIES, Assembly, CriticSettings
+from prefopt.algorithms.online import assemblies
 from prefopt.core import registry
 from prefopt.core.batches import Pairs, Rollouts
 from prefopt.core.errors import UsageError, did_you_mean
+from prefopt.core.evidence import Evidence
 from prefopt.core.labels import sources_of
 from prefopt.core.needs import About
 from prefopt.core.objective import Combined, Objective, describe
+from prefopt.core.recipe import DEFAULTS, Range, Recipe
 from prefopt.core.settings import check_parameter
 from prefopt.objectives import get_objective, names
 from prefopt.rollouts.rollout import MIXTURE, REFERENCE, Source
@@ -30,6 +32,7 @@ class Algorithm:
         objective: the loss.
         recipe: training arguments that suit it.
         about: where it comes from.
+        evidence: what speaks for its loss being the paper's; online, for its examples being the paper's.
         source: None where examples come from a dataset; else what makes examples of sampled completions.
         plan: how often what was sampled is used.
         critic: the critic, of an algorithm that has one.
@@ -40,6 +43,7 @@ class Algorithm:
     objective: Objective
     recipe: Recipe
     about: About
+    evidence: tuple[Evidence, ...] = ()
     source: Source | None = None
     plan: Plan = field(default_factory=Plan)
     critic: CriticSettings | None = None
@@ -79,16 +83,27 @@ class Algorithm:
         return (*objective, *(one for one in online if one is not None))
 
     @property
+    def takes_objective(self) -> bool:
+        """Whether the user names the loss, as a hyperparameter."""
+        return self.online and ASSEMBLIES[self.name].objective is None
+
+    @property
     def hyperparameters(self) -> dict[str, Any]:
         """By name; a weighted sum has none of its own, those of its parts stand in its name."""
-        own = {"objective": describe(self.objective)} if self.name == "online" else {}
+        own = {"objective": describe(self.objective)} if self.takes_objective else {}
         return own | {name: value for one in self.settings for name, value in dataclasses.asdict(one).items()}
 
+    def ranges(self, *, trains_adapter: bool = False) -> dict[str, Range]:
+        """Where to tune: the learning rate, and by name the hyperparameters that declare a range."""
+        fields = [field for one in self.settings for field in dataclasses.fields(one)]
+        own = {field.name: field.metadata["tune"] for field in fields if field.metadata.get("tune")}
+        return {"learning_rate": self.recipe.rates(trains_adapter=trains_adapter), **own}
 
-def algorithms() -> list[str]:
-    """The names of all algorithms, sorted."""
-    offline = [name for name in names() if registry.REGISTRY[name].cls.needs.batch is not Rollouts]
-    return sorted({*offline, *online_algorithms()})
+
+def all_names() -> list[str]:
+    """The names of all algorithms, sorted; every objective and plug-in is imported."""
+    offline = [name for name in names() if registry.REGISTRY[name].trains_from_data]
+    return sorted({*offline, *assemblies()})
 
 
 def get_algorithm(name: str | Objective, **hyperparameters: Any) -> Algorithm:
@@ -107,15 +122,20 @@ def get_algorithm(name: str | Objective, **hyperparameters: Any) -> Algorithm:
         if hyperparameters:
             raise UsageError(f"this objective has its hyperparameters already: leave {', '.join(hyperparameters)} out.")
         return _assembled(name, name.name or type(name).__name__)
-    known = online_algorithms()
-    aliases = {alias: target for target, one in known.items() for alias in one.aliases}
-    name = aliases.get(name, name)
-    return _online(name, known[name], hyperparameters) if name in known else _offline(name, hyperparameters, aliases)
+    online = assemblies()
+    name = ALIASES.get(name, name)
+    return _online(online[name], hyperparameters) if name in online else _offline(name, hyperparameters)
 
 
-def _online(name: str, online: Online, given: dict[str, Any]) -> Algorithm:
-    objective = get_objective(_objective_of(name, online, given))
-    rooms = [type(objective), online.source, Plan, *([CriticSettings] if online.critic else [])]
+def _online(online: Assembly, given: dict[str, Any]) -> Algorithm:
+    name = online.name
+    objective = get_objective(_objective_of(online, given))
+    made, read = online.processor.batch, objective.needs.batch
+    if not made.offers(read):
+        raise UsageError(
+            f"{name}: {online.processor.__name__} makes {made.kind}, and {describe(objective)} reads {read.kind}."
+        )
+    rooms = [type(objective), online.processor, Plan, *([CriticSettings] if online.critic else [])]
     parameters = [() if room is Combined else dataclasses.fields(room) for room in rooms]
     fields = [[one.name for one in own] for own in parameters]
     known = [name for own in fields for name in own]
@@ -133,17 +153,19 @@ def _online(name: str, online: Online, given: dict[str, Any]) -> Algorithm:
     return Algorithm(
         name=name,
         objective=dataclasses.replace(objective, **own),
-        source=online.source(**of_source),
-        plan=Plan(**{**online.plan, **of_plan}),
+        source=online.processor(**of_source),
+        plan=Plan(**{**online.schedule, **of_plan}),
         critic=CriticSettings(**of_critic[0]) if of_critic else None,
         generation=online.generation,
-        recipe=recipe_for(name),
+        recipe=online.recipe,
         about=online.about,
+        evidence=online.evidence,
     )
 
 
-def _objective_of(name: str, online: Online, given: dict[str, Any]) -> str:
+def _objective_of(online: Assembly, given: dict[str, Any]) -> str:
     """The text of the objective; the user's where the algorithm takes any pairwise one."""
+    name = online.name
     if online.objective is not None:
         if "objective" in given:
             raise UsageError(f"{name} has an objective of its own; `online` takes any pairwise one.")
@@ -162,9 +184,8 @@ def _objective_of(name: str, online: Online, given: dict[str, Any]) -> str:
     return describe(chosen)
 
 
-def _offline(text: str, hyperparameters: dict[str, Any], aliases: Mapping[str, str]) -> Algorithm:
-    names()
-    sampled = [*online_algorithms(), *aliases]
+def _offline(text: str, hyperparameters: dict[str, Any]) -> Algorithm:
+    sampled = [*assemblies(), *ALIASES]
     known = [*registry.REGISTRY, *registry.ALIASES, *registry.AMBIGUOUS, *sampled]
     if text.isidentifier() and text not in known:
         raise UsageError(f"there is no algorithm {text!r}.{did_you_mean(text, known)} `prefopt algorithms` lists all.")
@@ -179,12 +200,26 @@ def _offline(text: str, hyperparameters: dict[str, Any], aliases: Mapping[str, s
 def _assembled(objective: Objective, name: str) -> Algorithm:
     if objective.needs.batch is Rollouts:
         raise UsageError(f"{name} learns from sampled completions with advantages: it is a part of ppo and its kin.")
-    first, about = name, objective.about
     if isinstance(objective, Combined):
-        name, first = objective.name, objective.members[0][1].name
         about = dataclasses.replace(objective.about, formula=_formula(objective))
-    recipe = recipe_for(first, coupled=objective.needs.coupled)
-    return Algorithm(name=name, objective=objective, recipe=recipe, about=about)
+        recipe, _ = _declared(objective.members[0][1])
+        return Algorithm(name=objective.name, objective=objective, recipe=_fitting(recipe, objective), about=about)
+    recipe, evidence = _declared(objective, name)
+    recipe = _fitting(recipe, objective)
+    return Algorithm(name=name, objective=objective, recipe=recipe, about=objective.about, evidence=evidence)
+
+
+def _declared(objective: Objective, name: str = "") -> tuple[Recipe, tuple[Evidence, ...]]:
+    """Recipe and evidence of an objective: those of a name that fixes hyperparameters, else those of its class."""
+    cls, entry = type(objective), registry.REGISTRY.get(name)
+    if entry is not None and entry.cls is cls:
+        return entry.recipe or DEFAULTS, entry.evidence
+    return registry.recipe_of(cls) or DEFAULTS, registry.evidence_of(cls)
+
+
+def _fitting(recipe: Recipe, objective: Objective) -> Recipe:
+    """A recipe whose step is one micro-batch, where the loss compares the examples of a batch."""
+    return recipe.coupled() if objective.needs.coupled else recipe
 
 
 def _formula(objective: Combined) -> str:

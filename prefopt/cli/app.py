@@ -39,17 +39,17 @@ def algorithms() -> None:
     """List all algorithms with their data, whether they need a reference, and their paper."""
     import shutil
 
-    from prefopt.algorithms import listing
+    from prefopt.algorithms.listing import list_algorithms
 
     # Titles are cut to the terminal's width; in a pipe or a file they are whole.
-    for line in listing(shutil.get_terminal_size(fallback=(1000, 24)).columns):
+    for line in list_algorithms(shutil.get_terminal_size(fallback=(1000, 24)).columns):
         print(line)
 
 
 @app.command()
 def explain(name: Annotated[str, typer.Argument(help="An algorithm, as `prefopt algorithms` lists them.")]) -> None:
-    """Print formula, data, hyperparameters with bounds, and where implementations differ."""
-    from prefopt.algorithms import explain as text
+    """Print formula, data, evidence, recipe, hyperparameters with bounds, and where implementations differ."""
+    from prefopt.algorithms.listing import explain as text
 
     print(text(name))
 

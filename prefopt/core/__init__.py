@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from prefopt.core.batches import Rollouts as Rollouts
     from prefopt.core.batches import TokenLogps as TokenLogps
     from prefopt.core.errors import UsageError as UsageError
+    from prefopt.core.evidence import Evidence as Evidence
+    from prefopt.core.evidence import authors_code as authors_code
+    from prefopt.core.evidence import independent as independent
+    from prefopt.core.evidence import optimum as optimum
     from prefopt.core.loss import Loss as Loss
     from prefopt.core.loss import State as State
     from prefopt.core.loss import Term as Term
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
     from prefopt.core.policy_gradient import PolicyGradient as PolicyGradient
     from prefopt.core.policy_gradient import bounded_exp as bounded_exp
     from prefopt.core.policy_gradient import clipped as clipped
+    from prefopt.core.recipe import Published as Published
+    from prefopt.core.recipe import Range as Range
+    from prefopt.core.recipe import Recipe as Recipe
     from prefopt.core.registry import ambiguous as ambiguous
     from prefopt.core.registry import build as build
     from prefopt.core.registry import register as register
@@ -47,6 +54,7 @@ _HOME = {
     "Combination": "prefopt.core.objective",
     "Completions": "prefopt.core.batches",
     "Demonstrations": "prefopt.core.batches",
+    "Evidence": "prefopt.core.evidence",
     "Labelled": "prefopt.core.batches",
     "Loss": "prefopt.core.loss",
     "Needs": "prefopt.core.needs",
@@ -54,21 +62,27 @@ _HOME = {
     "Pairs": "prefopt.core.batches",
     "Part": "prefopt.core.objective",
     "PolicyGradient": "prefopt.core.policy_gradient",
+    "Published": "prefopt.core.recipe",
+    "Range": "prefopt.core.recipe",
     "Ranked": "prefopt.core.batches",
+    "Recipe": "prefopt.core.recipe",
     "Rollouts": "prefopt.core.batches",
     "State": "prefopt.core.loss",
     "Term": "prefopt.core.loss",
     "TokenLogps": "prefopt.core.batches",
     "UsageError": "prefopt.core.errors",
     "ambiguous": "prefopt.core.registry",
+    "authors_code": "prefopt.core.evidence",
     "bounded_exp": "prefopt.core.policy_gradient",
     "build": "prefopt.core.registry",
     "clipped": "prefopt.core.policy_gradient",
     "divergence_terms": "prefopt.core.numerics",
     "grouped_log_softmax": "prefopt.core.numerics",
+    "independent": "prefopt.core.evidence",
     "keyed_uniform": "prefopt.core.numerics",
     "log1mexp": "prefopt.core.numerics",
     "masked_logsumexp": "prefopt.core.numerics",
+    "optimum": "prefopt.core.evidence",
     "parameter": "prefopt.core.settings",
     "register": "prefopt.core.registry",
     "register_preset": "prefopt.core.registry",
@@ -81,6 +95,7 @@ __all__ = [
     "Combination",
     "Completions",
     "Demonstrations",
+    "Evidence",
     "Labelled",
     "Loss",
     "Needs",
@@ -88,21 +103,27 @@ __all__ = [
     "Pairs",
     "Part",
     "PolicyGradient",
+    "Published",
+    "Range",
     "Ranked",
+    "Recipe",
     "Rollouts",
     "State",
     "Term",
     "TokenLogps",
     "UsageError",
     "ambiguous",
+    "authors_code",
     "bounded_exp",
     "build",
     "clipped",
     "divergence_terms",
     "grouped_log_softmax",
+    "independent",
     "keyed_uniform",
     "log1mexp",
     "masked_logsumexp",
+    "optimum",
     "parameter",
     "register",
     "register_preset",

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from prefopt.core.batches import Batch, Completions, Labelled, Pairs, Ranked
 from prefopt.core.errors import UsageError
+from prefopt.core.evidence import Evidence
 from prefopt.core.labels import sources_of
 from prefopt.core.loss import Loss, State, Term
 from prefopt.core.needs import About, Needs
+from prefopt.core.recipe import Recipe
 from prefopt.core.settings import check_parameter
 
 B = TypeVar("B", bound=Batch)
@@ -31,12 +33,16 @@ B = TypeVar("B", bound=Batch)
 class Objective(ABC, Generic[B]):
     """A loss with its hyperparameters. Subclasses are frozen dataclasses, one paper each.
 
-    A subclass sets ``about`` and ``needs``, declares its hyperparameters with `parameter`, and writes `terms`.
+    A subclass sets ``about`` and ``needs``, declares its hyperparameters with `parameter`, and writes `terms`. It may
+    declare its ``recipe`` and the ``evidence`` that it is the paper's loss; a subclass of it inherits neither, for
+    it is another loss.
     Objectives are pure: calling one twice on the same batch gives the same loss, and no input is changed.
     """
 
     about: ClassVar[About]
     needs: ClassVar[Needs]
+    recipe: ClassVar[Recipe | None] = None
+    evidence: ClassVar[tuple[Evidence, ...]] = ()
     name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

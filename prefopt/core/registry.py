@@ -6,17 +6,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from prefopt.core.batches import Rollouts
 from prefopt.core.errors import UsageError, did_you_mean
+from prefopt.core.evidence import Evidence
 from prefopt.core.objective import Objective
+from prefopt.core.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name: the class behind it and the hyperparameters that the name fixes."""
+    """One registered name.
+
+    Attributes:
+        name: The name.
+        cls: The class behind it.
+        fixed: Hyperparameters that the name fixes.
+        recipe: How to train it; None where nobody declared that.
+        evidence: What speaks for it being the paper's loss.
+    """
 
     name: str
     cls: type[Objective]
     fixed: Mapping[str, Any]
+    recipe: Recipe | None
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def trains_from_data(self) -> bool:
+        """Whether it is an algorithm by itself; a loss on rollouts is a part of one."""
+        return self.cls.needs.batch is not Rollouts
 
 
 REGISTRY: dict[str, Entry] = {}
@@ -36,7 +54,7 @@ def register(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[type[O]],
     def decorate(cls: type[O]) -> type[O]:
         _claim(name)
         cls.name = name
-        REGISTRY[name] = Entry(name, cls, {})
+        REGISTRY[name] = Entry(name, cls, {}, recipe_of(cls), evidence_of(cls))
         for alias in aliases:
             _claim(alias)
             ALIASES[alias] = name
@@ -45,10 +63,21 @@ def register(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[type[O]],
     return decorate
 
 
-def register_preset(name: str, base: str, **fixed: Any) -> None:
-    """Make ``name`` mean the objective ``base`` with some hyperparameters fixed (shown as such by `explain`)."""
+def register_preset(
+    name: str, base: str, *, recipe: Recipe | None = None, evidence: tuple[Evidence, ...] = (), **fixed: Any
+) -> None:
+    """Make ``name`` mean the objective ``base`` with some hyperparameters fixed (shown as such by `explain`).
+
+    Args:
+        name: The new name.
+        base: The registered name of the objective.
+        recipe: How to train it. By default as ``base``.
+        evidence: What speaks for the loss with these hyperparameters; that of ``base`` may speak for others only.
+        **fixed: The hyperparameters.
+    """
     _claim(name)
-    REGISTRY[name] = Entry(name, REGISTRY[base].cls, fixed)
+    of = REGISTRY[base]
+    REGISTRY[name] = Entry(name, of.cls, fixed, recipe or of.recipe, evidence)
 
 
 def ambiguous(name: str, *choices: str) -> None:
@@ -119,6 +148,19 @@ def _literal(keyword: ast.keyword) -> Any:
     return ast.literal_eval(keyword.value)
 
 
+def recipe_of(cls: type[Objective]) -> Recipe | None:
+    """The recipe that a class declares itself. That of a base class was chosen for another loss."""
+    return vars(cls).get("recipe")
+
+
+def evidence_of(cls: type[Objective]) -> tuple[Evidence, ...]:
+    """The evidence that a class declares itself. That of a base class speaks for another loss."""
+    return vars(cls).get("evidence", ())
+
+
 def _claim(name: str) -> None:
     if name in REGISTRY or name in ALIASES:
-        raise UsageError(f"an objective named {name!r} is registered already; choose another name.")
+        cls = REGISTRY[ALIASES.get(name, name)].cls
+        raise UsageError(
+            f"an objective named {name!r} is registered already, by {cls.__module__}; choose another name."
+        )

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from prefopt.core.errors import UsageError
+from prefopt.core.recipe import Range
 
 
 def parameter(
@@ -16,10 +17,11 @@ def parameter(
     at_least: float | None = None,
     at_most: float | None = None,
     choices: tuple[str, ...] = (),
+    tune: Range | None = None,
 ) -> Any:
-    """Declare a hyperparameter of an objective: default, meaning, and bounds (open or closed)."""
+    """Declare a hyperparameter of an objective: default, meaning, bounds (open or closed), and where to tune it."""
     bounds = {"above": above, "below": below, "at_least": at_least, "at_most": at_most, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, **bounds})
+    return dataclasses.field(default=default, metadata={"help": help, **bounds, "tune": tune})
 
 
 def check_parameter(owner: str, field: dataclasses.Field, value: Any) -> None:

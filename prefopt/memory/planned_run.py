@@ -25,7 +25,7 @@ from prefopt.rewards.encoder import is_encoder
 from prefopt.rewards.reward import make_reward
 from prefopt.rollouts import GenerationSettings
 from prefopt.rollouts.loader import dealt
-from prefopt.training.arguments import CHECKPOINTING, merged_fields
+from prefopt.training.arguments import CHECKPOINTING, merged_fields, recipe_fields
 from prefopt.training.build import check_assembly
 from prefopt.training.reference_cache import TOKENS
 from prefopt.training.rollout_source import generation_settings
@@ -127,8 +127,11 @@ class Run:
     @cached_property
     def fields(self) -> dict[str, Any]:
         """Of ``TrainingArguments``: what was said over the recipe of the device that is planned for."""
-        recipe = self.resolved.recipe.arguments(
-            trains_adapter=self.lora_config is not None, quantized=self.quantized, device=self.device
+        recipe = recipe_fields(
+            self.resolved.recipe,
+            trains_adapter=self.lora_config is not None,
+            quantized=self.quantized,
+            device=self.device,
         )
         return merged_fields(dict(self.args), recipe, self.resolved.name)
 

@@ -3,21 +3,23 @@
 import importlib
 import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
-from prefopt.core import registry, sums
+from prefopt.core import plugins, registry, sums
 from prefopt.core.objective import Objective
 
 
 @cache
-def load() -> None:
-    """Import every objective of this package, then those that other packages offer under the entry point group
-    ``prefopt.objectives`` (each names a module or class whose import registers it)."""
+def load_own() -> None:
+    """Import every objective of this package."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    for point in entry_points(group="prefopt.objectives"):
-        point.load()
+
+
+def load() -> None:
+    """Import every objective of this package, then those that other packages offer as plug-ins."""
+    load_own()
+    plugins.load_plugins(plugins.OBJECTIVES, registry.REGISTRY, registry.ALIASES, registry.AMBIGUOUS)
 
 
 def get_objective(name: str, **hyperparameters: Any) -> Objective:

@@ -6,7 +6,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    independent,
+    parameter,
+    register,
+)
 
 
 def _expm1(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -45,10 +59,21 @@ class AlphaPO(Objective[Pairs]):
         use="As SimPO, when its reward falls too fast or too slowly for unlikely answers.",
     )
     needs = Needs(batch=Pairs, lengths=True)
+    recipe = Recipe(
+        full=7e-7,
+        batch=128,
+        paper=Published(
+            rate=7e-7,
+            values={"alpha": 0.25, "beta": 2.5, "gamma": 0.1},
+            source="table 3, Mistral-Instruct, as TRL's paper index reports it",
+        ),
+        reason="The paper's batch could not be confirmed; it is SimPO's.",
+    )
+    evidence = (independent("TRL at 04fd120", "objectives/test_pairwise_fixtures.py"),)
 
-    alpha: float = parameter(0.25, "α, shape of the reward; 0 is SimPO")
-    beta: float = parameter(2.5, "scale of the reward", above=0)
-    gamma: float = parameter(0.1, "target margin of the reward, not divided by beta", at_least=0)
+    alpha: float = parameter(0.25, "α, shape of the reward; 0 is SimPO", tune=Range(0.05, 1.0))
+    beta: float = parameter(2.5, "scale of the reward", above=0, tune=Range(2.0, 10.0))
+    gamma: float = parameter(0.1, "target margin of the reward, not divided by beta", at_least=0, tune=Range(0.03, 1.0))
     max_exponent: float = parameter(80.0, "cut of the exponent -α m", above=0, at_most=80)
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:

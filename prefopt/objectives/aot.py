@@ -5,7 +5,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, ambiguous, parameter, register
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    ambiguous,
+    independent,
+    parameter,
+    register,
+)
 
 _ABOUT = {
     "title": "Distributional Preference Alignment of LLMs via Optimal Transport",
@@ -47,8 +61,16 @@ class AOTPaired(Objective[Pairs]):
         use="Pairs, when the whole distribution of margins should improve rather than every single one.",
     )
     needs = Needs(batch=Pairs, reference=True, coupled=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=16,
+        micro_batch=16,
+        paper=Published(values={"beta": 0.01}, source="as TRL's paper index reports it"),
+        reason="A step is one forward pass, because its pairs are sorted together; the rate is DPO's.",
+    )
+    evidence = (independent("TRL 1.16", "verify/test_against_trl.py"),)
 
-    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0, tune=Range(0.001, 0.1))
     label_smoothing: float = parameter(0.0, "ε, probability that a label is flipped", at_least=0, below=0.5)
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
@@ -87,8 +109,16 @@ class AOTUnpaired(Objective[Pairs]):
         use="Good and bad answers that do not belong to the same prompts pair by pair.",
     )
     needs = Needs(batch=Pairs, reference=True, coupled=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=16,
+        micro_batch=16,
+        paper=Published(values={"beta": 0.01}, source="as TRL's paper index reports it"),
+        reason="A step is one forward pass, because its pairs are sorted together; the rate is DPO's.",
+    )
+    evidence = (independent("TRL 1.16", "verify/test_against_trl.py"),)
 
-    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0, tune=Range(0.001, 0.1))
     label_smoothing: float = parameter(0.0, "ε, probability that a label is flipped", at_least=0, below=0.5)
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:

@@ -1,7 +1,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, ambiguous, parameter, register, sigmoid
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    ambiguous,
+    independent,
+    optimum,
+    parameter,
+    register,
+    sigmoid,
+)
 
 _ABOUT = {
     "title": "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
@@ -33,8 +49,22 @@ class APOZero(Objective[Pairs]):
         use="Pairs whose chosen answers are better than what the model would write.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=2e-7,
+        batch=64,
+        paper=Published(
+            rate=2e-7,
+            batch=64,
+            values={"beta": 0.1},
+            source="section 5.2 and appendix B.1, as TRL's paper index reports it",
+        ),
+    )
+    evidence = (
+        optimum("bang-bang in the stated direction", "verify/test_optima.py::test_apo_zero_is_bang_bang"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         # 1 − σ(x) is σ(−x), which does not cancel for large x.
@@ -65,8 +95,19 @@ class APODown(Objective[Pairs]):
         use="Pairs whose chosen answers are worse than what the model would write.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=2e-7,
+        batch=64,
+        paper=Published(
+            rate=2e-7,
+            batch=64,
+            values={"beta": 0.1},
+            source="section 5.2 and appendix B.1, as TRL's paper index reports it",
+        ),
+    )
+    evidence = (independent("TRL 1.16", "verify/test_against_trl.py"),)
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         return {"preference": Term(sigmoid(self.reward(batch.chosen)) + sigmoid(-self.beta * batch.margin))}

@@ -5,7 +5,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Batch, Labelled, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Batch,
+    Labelled,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    optimum,
+    parameter,
+    register,
+)
 from prefopt.core.objective import B
 
 _TITLE = "Binary Classifier Optimization for Large Language Model Alignment"
@@ -15,7 +30,7 @@ _TITLE = "Binary Classifier Optimization for Large Language Model Alignment"
 class _Shifted(Objective[B]):
     """Implicit rewards measured from δ, the mean of all rewards seen in training, this step's included."""
 
-    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0, tune=Range(0.001, 0.1))
 
     def init_state(self) -> dict[str, Tensor]:
         return {"delta": torch.zeros((), dtype=torch.float64), "seen": torch.zeros((), dtype=torch.float64)}
@@ -65,6 +80,16 @@ class BCO(_Shifted[Labelled]):
         use="Thumbs up and thumbs down on single answers; DPO's bound for data without pairs.",
     )
     needs = Needs(batch=Labelled, reference=True, observes="rows")
+    recipe = Recipe(
+        full=5e-7,
+        batch=128,
+        paper=Published(
+            rate=5e-7, batch=128, values={"beta": 0.01}, source="appendix C, as TRL's paper index reports it"
+        ),
+    )
+    evidence = (
+        optimum("π_ref (p⁺/p⁻)^(1/β)", "verify/test_optima.py::test_bco_with_a_free_shift_is_the_ratio_of_marginals"),
+    )
 
     average: str = parameter("class", "a mean for each class, added, or one over all rows", choices=("class", "row"))
 
@@ -102,6 +127,16 @@ class BCOPair(_Shifted[Pairs]):
         use="Pairs whose two answers should each be judged good or bad, not only compared.",
     )
     needs = Needs(batch=Pairs, reference=True, observes="rows")
+    recipe = Recipe(
+        full=5e-7,
+        batch=128,
+        paper=Published(
+            rate=5e-7, batch=128, values={"beta": 0.01}, source="appendix C, as TRL's paper index reports it"
+        ),
+    )
+    evidence = (
+        optimum("π_ref (p⁺/p⁻)^(1/β)", "verify/test_optima.py::test_bco_with_a_free_shift_is_the_ratio_of_marginals"),
+    )
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         chosen, rejected = self.reward(batch.chosen) - state["delta"], self.reward(batch.rejected) - state["delta"]

@@ -12,9 +12,13 @@ from prefopt.core import (
     Needs,
     Objective,
     Pairs,
+    Published,
+    Range,
+    Recipe,
     State,
     Term,
     UsageError,
+    authors_code,
     keyed_uniform,
     parameter,
     register,
@@ -53,9 +57,18 @@ class BetaDPO(Objective[Pairs]):
         use="Pairs of uneven quality, with β following how far apart the pairs of a step are.",
     )
     needs = Needs(batch=Pairs, reference=True, observes="rows")
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(
+            values={"beta0": 0.1, "a": 0.6, "filter_ratio": 0.2, "momentum": 0.9}, source="the authors' code"
+        ),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (authors_code("junkangwu/beta-DPO", "objectives/test_ranked_fixtures.py"),)
 
-    beta0: float = parameter(0.1, "β0, the strength that is varied", above=0)
-    a: float = parameter(0.6, "how strongly β follows the mean gap of a step", at_least=0)
+    beta0: float = parameter(0.1, "β0, the strength that is varied", above=0, tune=Range(0.01, 0.5))
+    a: float = parameter(0.6, "how strongly β follows the mean gap of a step", at_least=0, tune=Range(0.1, 2.0))
     filter_ratio: float = parameter(0.2, "fraction of the pairs of a step that is dropped", at_least=0, below=1)
     momentum: float = parameter(0.9, "m, of the moving averages", at_least=0, below=1)
     beta_min: float = parameter(1e-3, "smallest β", above=0)

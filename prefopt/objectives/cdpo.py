@@ -4,7 +4,20 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("cdpo", aliases=("conservative_dpo", "dpo_label_smoothing"))
@@ -37,8 +50,17 @@ class CDPO(Objective[Pairs]):
         use="Pairs whose labels are noisy, or that several annotators or a judge labelled with a probability.",
     )
     needs = Needs(batch=Pairs, reference=True, optional=("preference",))
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        reason="The note gives no settings; rate and batch are DPO's.",
+    )
+    evidence = (
+        optimum("h = logit((1−ε)p + ε(1−p))/β", "verify/test_optima.py::test_two_responses"),
+        authors_code("eric-mitchell/direct-preference-optimization", "objectives/test_pairwise_fixtures.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
     label_smoothing: float = parameter(
         0.1, "ε, probability that a label is flipped, for rows without a preference", at_least=0, below=0.5
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prefopt.core import About, PolicyGradient, Rollouts, State, Term, parameter, register
+from prefopt.core import About, PolicyGradient, Rollouts, State, Term, independent, optimum, parameter, register
 
 
 @register("cispo")
@@ -28,6 +28,13 @@ class CISPO(PolicyGradient):
         arxiv="2506.13585",
         formula="-(1/Σ len) Σ_i Σ_t sg[clip(ρ_t, 1-ε_low, 1+ε_high)] A_i log π(y_t)",
         use="Several steps per rollout without losing the rare tokens that a clip would drop.",
+    )
+    evidence = (
+        optimum(
+            "on its own samples the expected gradient is that of E r − β KL",
+            "objectives/test_policy_gradient_exact.py::test_the_expected_gradient_at_ratio_1_is_the_policy_gradient",
+        ),
+        independent("verl-project/verl", "objectives/test_policy_gradient.py"),
     )
 
     epsilon_low: float = parameter(1.0, "1 minus the least weight", above=0, at_most=1)

@@ -5,7 +5,22 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("cpo")
@@ -38,9 +53,19 @@ class CPO(Objective[Pairs]):
         use="Pairs without room for a reference model, when chosen answers are worth imitating (translation).",
     )
     needs = Needs(batch=Pairs, lengths=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(values={"beta": 0.1, "alpha": 1.0}, source="as reported"),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (
+        optimum("π(1) = p at β = 1", "verify/test_optima.py::test_cpo_of_two_one_token_responses_is_the_preference"),
+        authors_code("fe1ixxu/ALMA", "objectives/test_pairwise_fixtures.py"),
+    )
 
-    beta: float = parameter(0.1, "scale of the difference of log-probabilities", above=0)
-    alpha: float = parameter(1.0, "α, weight of the likelihood term", at_least=0)
+    beta: float = parameter(0.1, "scale of the difference of log-probabilities", above=0, tune=Range(0.01, 0.5))
+    alpha: float = parameter(1.0, "α, weight of the likelihood term", at_least=0, tune=Range(0.1, 10.0))
     nll: str = parameter("token", "average of the likelihood term", choices=("token", "sequence", "sum"))
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:

@@ -5,7 +5,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Range,
+    Recipe,
+    State,
+    Term,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("cpo_simpo")
@@ -30,10 +43,16 @@ class CPOSimPO(Objective[Pairs]):
         use="As SimPO, when its answers degrade without a likelihood term.",
     )
     needs = Needs(batch=Pairs, lengths=True)
+    recipe = Recipe(
+        full=6e-7,
+        batch=128,
+        reason="There is no paper; rate and batch are SimPO's.",
+    )
+    evidence = (optimum("SimPO plus α times the likelihood", "verify/test_identities.py::test_sums_of_known_losses"),)
 
-    beta: float = parameter(2.0, "scale of the length-normalised reward", above=0)
-    gamma: float = parameter(1.0, "target margin of the reward, not divided by beta", at_least=0)
-    alpha: float = parameter(1.0, "α, weight of the likelihood term", at_least=0)
+    beta: float = parameter(2.0, "scale of the length-normalised reward", above=0, tune=Range(2.0, 10.0))
+    gamma: float = parameter(1.0, "target margin of the reward, not divided by beta", at_least=0, tune=Range(0.3, 1.6))
+    alpha: float = parameter(1.0, "α, weight of the likelihood term", at_least=0, tune=Range(0.1, 10.0))
     nll: str = parameter("token", "average of the likelihood term", choices=("token", "sequence"))
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:

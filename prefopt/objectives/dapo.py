@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefopt.core import About, PolicyGradient, Rollouts, State, Term, parameter, register
+from prefopt.core import About, PolicyGradient, Rollouts, State, Term, independent, optimum, parameter, register
 
 
 @register("dapo")
@@ -22,6 +22,13 @@ class DAPO(PolicyGradient):
         arxiv="2503.14476",
         formula="-(1/Σ len) Σ_i Σ_t min(ρ_t A_i, clip(ρ_t, 1-ε_low, 1+ε_high) A_i)",
         use="Long answers with checkable rewards, many groups all right or all wrong.",
+    )
+    evidence = (
+        optimum(
+            "on its own samples the expected gradient is that of E r − β KL",
+            "objectives/test_policy_gradient_exact.py::test_the_expected_gradient_at_ratio_1_is_the_policy_gradient",
+        ),
+        independent("verl-project/verl", "objectives/test_policy_gradient.py"),
     )
 
     epsilon_low: float = parameter(0.2, "how far the ratio may fall before its gradient stops", above=0, below=1)

@@ -4,7 +4,22 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register, sigmoid
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    independent,
+    parameter,
+    register,
+    sigmoid,
+)
 
 
 @register("discopop", aliases=("lrml",))
@@ -36,9 +51,25 @@ class DiscoPOP(Objective[Pairs]):
         use="Pairs, as an experiment: a loss found by search, which leaves badly ordered pairs alone.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=5e-7,
+        batch=64,
+        paper=Published(
+            rate=5e-7,
+            batch=64,
+            values={"beta": 0.05, "tau": 0.05},
+            source="appendices B.1 and E, as TRL's paper index reports it",
+        ),
+    )
+    evidence = (
+        authors_code("SakanaAI/DiscoPOP", "objectives/test_pairwise_fixtures.py"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(0.05, "strength of the pull towards the reference", above=0)
-    tau: float = parameter(0.05, "τ, temperature of the gate between the two losses", above=0, at_most=1)
+    beta: float = parameter(0.05, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
+    tau: float = parameter(
+        0.05, "τ, temperature of the gate between the two losses", above=0, at_most=1, tune=Range(0.01, 0.5)
+    )
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         z = self.beta * batch.margin

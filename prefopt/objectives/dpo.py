@@ -3,7 +3,22 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    independent,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("dpo", aliases=("sigmoid", "dpo_sigmoid"))
@@ -30,8 +45,21 @@ class DPO(Objective[Pairs]):
         use="The usual first choice for pairs when a reference model is at hand.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(
+            rate=1e-6, batch=64, values={"beta": 0.1}, source="appendix B, as TRL's paper index reports it"
+        ),
+        reason="The optimizer is AdamW with a cosine schedule; the paper uses RMSprop.",
+    )
+    evidence = (
+        optimum("π_ref exp(r/β) under Bradley–Terry", "verify/test_optima.py::test_tilts_the_reference"),
+        authors_code("eric-mitchell/direct-preference-optimization", "verify/test_author_code.py"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         return {"preference": Term(-logsigmoid(self.beta * batch.margin))}

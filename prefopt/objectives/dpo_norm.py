@@ -5,7 +5,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    independent,
+    parameter,
+    register,
+)
 
 
 @register("dpo_norm", aliases=("sigmoid_norm",))
@@ -31,8 +45,17 @@ class DPONorm(Objective[Pairs]):
         use="Pairs of different lengths with a reference; DPO's answer to the growth of answers.",
     )
     needs = Needs(batch=Pairs, reference=True, lengths=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(values={"beta": 5.0}, source="as reported"),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (independent("TRL 1.16", "verify/test_against_trl.py"),)
 
-    beta: float = parameter(5.0, "strength of the pull towards the reference, per token", above=0)
+    beta: float = parameter(
+        5.0, "strength of the pull towards the reference, per token", above=0, tune=Range(1.0, 20.0)
+    )
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """β · s(y)/len(y)."""

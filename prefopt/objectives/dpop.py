@@ -4,7 +4,20 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    independent,
+    parameter,
+    register,
+)
 
 
 @register("dpop", aliases=("dpo_positive", "smaug"))
@@ -32,9 +45,21 @@ class DPOP(Objective[Pairs]):
         use="Pairs that differ in few tokens, where DPO makes the chosen answer less likely.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(values={"beta": 0.3, "lam": 50.0}, source="as an independent implementation reports them"),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (independent("LuJunru/SamPO", "objectives/test_pairwise_fixtures.py"),)
 
-    beta: float = parameter(0.3, "strength of the pull towards the reference", above=0)
-    lam: float = parameter(50.0, "λ, penalty on a chosen response that became less likely", at_least=0)
+    beta: float = parameter(0.3, "strength of the pull towards the reference", above=0, tune=Range(0.03, 1.0))
+    lam: float = parameter(
+        50.0,
+        "λ, penalty on a chosen response that became less likely",
+        at_least=0,
+        tune=Range(5.0, 500.0, "the paper, as an independent implementation reports it"),
+    )
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         fall = -batch.chosen.log_ratio

@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefopt.core import About, PolicyGradient, Rollouts, State, Term, parameter, register
+from prefopt.core import About, PolicyGradient, Rollouts, State, Term, independent, optimum, parameter, register
 
 
 @register("dr_grpo")
@@ -24,6 +24,13 @@ class DrGRPO(PolicyGradient):
         arxiv="2503.20783",
         formula="-(1/G) Σ_i (1/M) Σ_t min(ρ_t A_i, clip(ρ_t, 1-ε, 1+ε) A_i), A_i = r_i - mean r",
         use="GRPO without its bias towards long wrong answers and towards prompts of low variance.",
+    )
+    evidence = (
+        optimum(
+            "on its own groups (k−1)/k of the gradient of E r, over M",
+            "objectives/test_policy_gradient_exact.py::test_dr_grpo_is_k_minus_1_over_k_of_it",
+        ),
+        independent("verl-project/verl", "objectives/test_policy_gradient.py"),
     )
 
     epsilon: float = parameter(0.2, "how far the ratio may move before its gradient stops", above=0, below=1)

@@ -9,11 +9,16 @@ from prefopt.core import (
     About,
     Needs,
     Objective,
+    Published,
+    Range,
     Ranked,
+    Recipe,
     State,
     Term,
+    authors_code,
     divergence_terms,
     grouped_log_softmax,
+    optimum,
     parameter,
     register,
 )
@@ -42,9 +47,23 @@ class EXO(Objective[Ranked]):
         use="Several scored answers per prompt; seeks the mode of the rewarded distribution.",
     )
     needs = Needs(batch=Ranked, reference=True, labels=("scores",))
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(
+            rate=1e-6,
+            batch=64,
+            values={"beta": 0.1, "beta_reward": 0.1},
+            source="appendix B, by TRL's paper index; β from the authors' scripts for IMDB",
+        ),
+    )
+    evidence = (
+        optimum("π_ref exp(r/(β_π β_r))", "verify/test_optima.py::test_tilts_the_reference"),
+        authors_code("haozheji/exact-optimization", "objectives/test_ranked_fixtures.py"),
+    )
 
-    beta: float = parameter(0.1, "β_π, scale of the log-ratios", above=0)
-    beta_reward: float = parameter(0.1, "β_r, temperature of the rewards", above=0)
+    beta: float = parameter(0.1, "β_π, scale of the log-ratios", above=0, tune=Range(0.05, 1.0))
+    beta_reward: float = parameter(0.1, "β_r, temperature of the rewards", above=0, tune=Range(0.05, 1.0))
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
         policy, same = self.reward(batch.completions), batch.same

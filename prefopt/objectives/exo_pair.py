@@ -4,7 +4,23 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register, sigmoid
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    independent,
+    optimum,
+    parameter,
+    register,
+    sigmoid,
+)
 
 
 @register("exo_pair")
@@ -34,8 +50,23 @@ class EXOPair(Objective[Pairs]):
         use="Pairs, when the policy should concentrate on good answers (reverse KL) instead of covering all of them.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(
+            rate=1e-6,
+            batch=64,
+            values={"beta": 0.1},
+            source="appendix B, by TRL's paper index; β from the authors' scripts for IMDB",
+        ),
+    )
+    evidence = (
+        optimum("h = logit(1−ε)/β, where the loss is 0", "verify/test_optima.py::test_deterministic_preferences"),
+        authors_code("haozheji/exact-optimization", "objectives/test_pairwise_fixtures.py"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference (β_π)", above=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference (β_π)", above=0, tune=Range(0.05, 1.0))
     label_smoothing: float = parameter(1e-3, "ε, target probability of the rejected response", above=0, below=0.5)
     normalised: bool = parameter(True, "log(1 - ε) as the target of the chosen response; False takes 0 (the authors)")
 

@@ -13,9 +13,14 @@ from prefopt.core import (
     Needs,
     Objective,
     Pairs,
+    Range,
+    Recipe,
     State,
     Term,
     UsageError,
+    authors_code,
+    independent,
+    optimum,
     parameter,
     register,
     register_preset,
@@ -75,8 +80,18 @@ class FDPO(Objective[Pairs]):
         use="Pairs, to trade reward against diversity by another divergence than the reverse KL.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (
+        optimum("argmax E r − β D_f, for each f", "verify/test_optima.py::test_fdpo_is_the_regularised_optimum"),
+        authors_code("alecwangcq/f-divergence-dpo", "objectives/test_pairwise_fixtures.py"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
     divergence: str = parameter("js", "which f", choices=("reverse_kl", "forward_kl", "js", "alpha"))
     alpha: float = parameter(
         _DEFAULTS["alpha"], "α of the alpha divergence, in the paper's parametrisation", above=0, below=1
@@ -119,6 +134,8 @@ class FDPO(Objective[Pairs]):
         return metrics
 
 
-register_preset("js_dpo", "fdpo", divergence="js", **_unread("js"))
-register_preset("forward_kl_dpo", "fdpo", divergence="forward_kl", **_unread("forward_kl"))
-register_preset("alpha_div_dpo", "fdpo", divergence="alpha")
+# The authors' code and TRL speak for `fdpo` as a whole; the optimum is checked for each divergence by itself.
+_OF_EACH = FDPO.evidence[:1]
+register_preset("js_dpo", "fdpo", evidence=_OF_EACH, divergence="js", **_unread("js"))
+register_preset("forward_kl_dpo", "fdpo", evidence=_OF_EACH, divergence="forward_kl", **_unread("forward_kl"))
+register_preset("alpha_div_dpo", "fdpo", evidence=_OF_EACH, divergence="alpha")

@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefopt.core import About, PolicyGradient, Rollouts, State, Term, parameter, register
+from prefopt.core import About, PolicyGradient, Range, Rollouts, State, Term, independent, parameter, register
 
 
 @register("grpo")
@@ -27,8 +27,11 @@ class GRPO(PolicyGradient):
         formula="-(1/G) Σ_i (1/len_i) Σ_t {min(ρ_t A_i, clip(ρ_t, 1-ε, 1+ε) A_i) - β k3_t}",
         use="Rewards that can be checked, and no memory for a critic.",
     )
+    evidence = (independent("verl-project/verl", "objectives/test_policy_gradient.py"),)
 
-    beta: float = parameter(0.04, "weight of the KL to the reference as a part of the loss", at_least=0)
+    beta: float = parameter(
+        0.04, "weight of the KL to the reference as a part of the loss", at_least=0, tune=Range(0.001, 0.1)
+    )
     epsilon: float = parameter(0.2, "how far the ratio may move before its gradient stops", above=0, below=1)
 
     @property

@@ -4,7 +4,18 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.core import About, PolicyGradient, Rollouts, State, Term, bounded_exp, clipped, parameter, register
+from prefopt.core import (
+    About,
+    PolicyGradient,
+    Rollouts,
+    State,
+    Term,
+    bounded_exp,
+    clipped,
+    independent,
+    parameter,
+    register,
+)
 
 
 @register("gspo")
@@ -26,6 +37,7 @@ class GSPO(PolicyGradient):
         formula="-mean_i min(s_i A_i, clip(s_i, 1-ε_low, 1+ε_high) A_i), s_i = (π/π_old)^(1/len)",
         use="Mixture-of-experts policies and long answers, where single tokens' ratios are noise.",
     )
+    evidence = (independent("verl-project/verl", "objectives/test_policy_gradient.py"),)
 
     epsilon_low: float = parameter(3e-4, "how far the ratio may fall before its gradient stops", above=0, below=1)
     epsilon_high: float = parameter(4e-4, "how far the ratio may rise before its gradient stops", above=0)

@@ -5,7 +5,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    independent,
+    parameter,
+    register,
+)
 
 
 @register("hinge", aliases=("rso_hinge", "hinge_norm"))
@@ -33,8 +47,20 @@ class Hinge(Objective[Pairs]):
         use="Pairs, when a row should stop pulling once its margin is reached; the loss of RSO.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(values={"gamma": 0.05}, source="as TRL's paper index reports it"),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+        independent("LuJunru/SamPO", "objectives/test_pairwise_fixtures.py"),
+    )
 
-    gamma: float = parameter(0.05, "strength of the pull towards the reference (libraries call it beta)", above=0)
+    gamma: float = parameter(
+        0.05, "strength of the pull towards the reference (libraries call it beta)", above=0, tune=Range(0.01, 0.5)
+    )
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """γ · s(y)."""

@@ -4,7 +4,22 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    independent,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("ipo")
@@ -36,8 +51,26 @@ class IPO(Objective[Pairs]):
         use="Pairs whose labels are nearly deterministic, where DPO keeps pushing the margin without end.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(
+            rate=1e-2, batch=90, source="appendix C.1 of the published version, as TRL's paper index reports it"
+        ),
+        reason="The paper's rate and batch are for small bandits; for language models they are DPO's.",
+    )
+    evidence = (
+        optimum(
+            "π_ref exp(p(y ≻ μ)/τ) for preferences without a reward",
+            "verify/test_optima.py::test_ipo_follows_the_win_rate_against_mu",
+        ),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+        independent("eric-mitchell/direct-preference-optimization, ContextualAI/HALOs", "verify/test_author_code.py"),
+    )
 
-    tau: float = parameter(0.1, "strength of the pull towards the reference (libraries call it beta)", above=0)
+    tau: float = parameter(
+        0.1, "strength of the pull towards the reference (libraries call it beta)", above=0, tune=Range(0.01, 1.0)
+    )
     average: bool = parameter(False, "divide log-ratios by the number of tokens, as TRL trains it")
 
     def __post_init__(self) -> None:

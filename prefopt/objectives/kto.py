@@ -4,7 +4,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prefopt.core import About, Labelled, Needs, Objective, State, Term, UsageError, parameter, register, sigmoid
+from prefopt.core import (
+    About,
+    Labelled,
+    Needs,
+    Objective,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    UsageError,
+    authors_code,
+    independent,
+    optimum,
+    parameter,
+    register,
+    sigmoid,
+)
 
 
 @register("kto")
@@ -40,8 +57,26 @@ class KTO(Objective[Labelled]):
         use="Thumbs up and thumbs down on single answers, also when one of the two is rare.",
     )
     needs = Needs(batch=Labelled, reference=True, observes="mismatched")
+    recipe = Recipe(
+        full=5e-6,
+        batch=64,
+        micro_batch=8,
+        paper=Published(
+            rate=5e-6,
+            values={"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+            source="for models of 8 billion weights",
+        ),
+        reason="The paper recommends batches from 8 to 128.",
+    )
+    evidence = (
+        optimum("bang-bang in the stated direction", "verify/test_optima.py::test_kto_is_bang_bang"),
+        authors_code("ContextualAI/HALOs", "verify/test_author_code.py"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference (risk aversion)", above=0)
+    beta: float = parameter(
+        0.1, "strength of the pull towards the reference (risk aversion)", above=0, tune=Range(0.01, 0.5)
+    )
     desirable_weight: float = parameter(1.0, "λ_D, weight of desirable rows", at_least=0)
     undesirable_weight: float = parameter(1.0, "λ_U, weight of undesirable rows", at_least=0)
 

@@ -6,7 +6,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, UsageError, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Range,
+    Recipe,
+    State,
+    Term,
+    UsageError,
+    independent,
+    parameter,
+    register,
+)
 
 
 @register("ld_dpo")
@@ -37,9 +51,17 @@ class LDDPO(Objective[Pairs]):
         use="Pairs of very different lengths, when answers should not grow.",
     )
     needs = Needs(batch=Pairs, reference=True, tokens=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (independent("TRL 1.16", "verify/test_against_trl.py"),)
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
-    alpha: float = parameter(0.5, "α, weight of the tokens beyond the shorter length", at_least=0, at_most=1)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
+    alpha: float = parameter(
+        0.5, "α, weight of the tokens beyond the shorter length", at_least=0, at_most=1, tune=Range(0.1, 1.0)
+    )
     reweight_reference: bool = parameter(True, "weight the reference's tokens in the same way")
 
     def _ratio(self, completions: Completions, public: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

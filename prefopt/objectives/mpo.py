@@ -1,7 +1,20 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from prefopt.core import About, Combination, Needs, Pairs, Part, build, parameter, register
+from prefopt.core import (
+    About,
+    Combination,
+    Needs,
+    Pairs,
+    Part,
+    Published,
+    Range,
+    Recipe,
+    build,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("mpo")
@@ -30,8 +43,24 @@ class MPO(Combination):
         use="Reasoning traces in pairs, where both quality and likelihood of the chosen one matter.",
     )
     needs = Needs(batch=Pairs, reference=True, lengths=True, observes="rows")
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(
+            values={"preference_weight": 0.8, "quality_weight": 0.2, "generation_weight": 1.0},
+            source="as TRL's paper index reports it",
+        ),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (
+        optimum(
+            "0.8 DPO + 0.2 BCO + likelihood, each certified", "verify/test_identities.py::test_sums_of_known_losses"
+        ),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference, in DPO and in BCO", above=0)
+    beta: float = parameter(
+        0.1, "strength of the pull towards the reference, in DPO and in BCO", above=0, tune=Range(0.01, 0.5)
+    )
     preference_weight: float = parameter(0.8, "w_p, weight of DPO", at_least=0)
     quality_weight: float = parameter(0.2, "w_q, weight of BCO", at_least=0)
     generation_weight: float = parameter(1.0, "w_g, weight of the likelihood", at_least=0)

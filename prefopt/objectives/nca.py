@@ -6,14 +6,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Ranked, State, Term, grouped_log_softmax, parameter, register, sigmoid
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Published,
+    Range,
+    Ranked,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    grouped_log_softmax,
+    optimum,
+    parameter,
+    register,
+    sigmoid,
+)
 
 _TITLE = "Noise Contrastive Alignment of Language Models with Explicit Rewards"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SoftTargets(Objective[Ranked]):
-    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0, tune=Range(0.001, 0.1))
     alpha: float = parameter(1e-4, "α, temperature of the rewards that make the targets", above=0)
 
     def targets(self, batch: Ranked) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
@@ -58,6 +74,19 @@ class InfoNCA(_SoftTargets):
         use="Several scored answers per prompt, whose relative likelihoods should follow the scores.",
     )
     needs = Needs(batch=Ranked, reference=True, labels=("scores",))
+    recipe = Recipe(
+        full=5e-6,
+        paper=Published(
+            rate=5e-6,
+            batch=32,
+            values={"beta": 0.01, "alpha": 1e-4},
+            source="appendix C, by TRL's paper index; α from the authors' script",
+        ),
+    )
+    evidence = (
+        optimum("π_ref exp(r/(α β))", "verify/test_optima.py::test_tilts_the_reference"),
+        authors_code("thu-ml/Noise-Contrastive-Alignment", "objectives/test_ranked_fixtures.py"),
+    )
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
         reward, (targets, top) = self.reward(batch.completions), self.targets(batch)
@@ -95,6 +124,19 @@ class NCA(_SoftTargets):
         use="Several scored answers per prompt, when the likelihood of the best one must not fall.",
     )
     needs = Needs(batch=Ranked, reference=True, labels=("scores",))
+    recipe = Recipe(
+        full=5e-6,
+        paper=Published(
+            rate=5e-6,
+            batch=32,
+            values={"beta": 0.01, "alpha": 1e-4},
+            source="appendix C, by TRL's paper index; α from the authors' script",
+        ),
+    )
+    evidence = (
+        optimum("β s = log(K t)", "verify/test_optima.py::test_nca_draws_rewards_to_log_k_t"),
+        authors_code("thu-ml/Noise-Contrastive-Alignment", "objectives/test_ranked_fixtures.py"),
+    )
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
         reward, (targets, top) = self.reward(batch.completions), self.targets(batch)

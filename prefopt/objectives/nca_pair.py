@@ -3,7 +3,21 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    independent,
+    parameter,
+    register,
+)
 
 
 @register("nca_pair")
@@ -33,8 +47,18 @@ class NCAPair(Objective[Pairs]):
         use="Pairs, when the likelihood of chosen answers must not fall along with that of rejected ones.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=5e-6,
+        paper=Published(
+            rate=5e-6, batch=32, values={"beta": 0.01}, source="appendix C, as TRL's paper index reports it"
+        ),
+    )
+    evidence = (
+        authors_code("thu-ml/Noise-Contrastive-Alignment", "objectives/test_pairwise_fixtures.py"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0, tune=Range(0.001, 0.1))
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         chosen, rejected = self.reward(batch.chosen), self.reward(batch.rejected)

@@ -5,7 +5,23 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, log1mexp, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    independent,
+    log1mexp,
+    parameter,
+    register,
+)
 
 
 @register("orpo")
@@ -37,8 +53,17 @@ class ORPO(Objective[Pairs]):
         use="One stage from a base model: learns to answer and to prefer at once, without a reference.",
     )
     needs = Needs(batch=Pairs, lengths=True)
+    recipe = Recipe(
+        full=8e-6,
+        paper=Published(rate=8e-6, values={"lam": 0.1}, source="as reported for Mistral"),
+        reason="The paper's batch could not be confirmed. TRL's paper index lists a rate of 5e-6.",
+    )
+    evidence = (
+        authors_code("xfactlab/orpo", "verify/test_author_code.py"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    lam: float = parameter(0.1, "λ, weight of the odds-ratio part", at_least=0)
+    lam: float = parameter(0.1, "λ, weight of the odds-ratio part", at_least=0, tune=Range(0.03, 1.0))
     nll: str = parameter("sequence", "average of the supervised part", choices=("sequence", "token"))
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:

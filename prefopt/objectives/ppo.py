@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefopt.core import About, PolicyGradient, Rollouts, State, Term, parameter, register
+from prefopt.core import About, PolicyGradient, Rollouts, State, Term, independent, optimum, parameter, register
 
 
 @register("ppo")
@@ -26,6 +26,17 @@ class PPO(PolicyGradient):
         arxiv="1707.06347",
         formula="-mean_t min(ρ_t A_t, clip(ρ_t, 1-ε, 1+ε) A_t), with a critic for A",
         use="A reward model or function and a budget for sampling; the classic of RLHF.",
+    )
+    evidence = (
+        optimum(
+            "on its own samples the expected gradient is that of E r − β KL",
+            "objectives/test_policy_gradient_exact.py::test_the_expected_gradient_at_ratio_1_is_the_policy_gradient",
+        ),
+        optimum(
+            "followed to its end: π_ref exp(r/β), of value β log Z",
+            "objectives/test_policy_gradient_exact.py::test_the_optimum_of_regularised_rl",
+        ),
+        independent("verl-project/verl, openai/lm-human-preferences", "objectives/test_policy_gradient.py"),
     )
 
     epsilon: float = parameter(0.2, "how far the ratio may move before its gradient stops", above=0, below=1)

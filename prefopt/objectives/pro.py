@@ -11,10 +11,15 @@ from prefopt.core import (
     Completions,
     Needs,
     Objective,
+    Published,
+    Range,
     Ranked,
+    Recipe,
     State,
     Term,
+    authors_code,
     masked_logsumexp,
+    optimum,
     parameter,
     register,
 )
@@ -49,8 +54,25 @@ class PRO(Objective[Ranked]):
         use="Scored answers where the size of the gaps means something, without a reference.",
     )
     needs = Needs(batch=Ranked, lengths=True, labels=("scores",))
+    recipe = Recipe(
+        full=8e-6,
+        paper=Published(values={"sft_weight": 0.05}, source="the authors' script for HH"),
+        reason=(
+            "The paper's rate and batch could not be confirmed; these are ORPO's, which also imitates and "
+            "has no reference."
+        ),
+    )
+    evidence = (
+        optimum(
+            "ℓ(d (m_1 − m_2)) for two responses (I11)",
+            "verify/test_identities.py::test_i11_pro_of_two_is_a_logistic_loss_of_the_gap",
+        ),
+        authors_code("AlibabaResearch/DAMO-ConvAI", "objectives/test_ranked_fixtures.py"),
+    )
 
-    sft_weight: float = parameter(0.05, "λ, weight of the likelihood of the best completion", at_least=0)
+    sft_weight: float = parameter(
+        0.05, "λ, weight of the likelihood of the best completion", at_least=0, tune=Range(0.005, 0.5)
+    )
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """Mean log-probability per token."""

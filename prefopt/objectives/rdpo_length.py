@@ -5,7 +5,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Range,
+    Recipe,
+    State,
+    Term,
+    independent,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("rdpo_length", aliases=("r_dpo", "length_dpo"))
@@ -32,9 +46,18 @@ class RDPOLength(Objective[Pairs]):
         use="Pairs whose chosen answers are longer on average, when answers should not grow.",
     )
     needs = Needs(batch=Pairs, reference=True, lengths=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (
+        optimum("π_ref exp((r − α len)/β)", "verify/test_optima.py::test_tilts_the_reference"),
+        independent("LuJunru/SamPO", "objectives/test_pairwise_fixtures.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
-    alpha: float = parameter(0.1, "α, reward taken off per token", at_least=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
+    alpha: float = parameter(0.1, "α, reward taken off per token", at_least=0, tune=Range(0.01, 1.0))
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """β · s(y) + α · len(y), the reward that the preferences are explained by."""

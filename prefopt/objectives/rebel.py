@@ -4,7 +4,22 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("rebel")
@@ -34,8 +49,18 @@ class REBEL(Objective[Pairs]):
         use="Pairs sampled from the previous policy with a reward for each; policy gradient as a regression.",
     )
     needs = Needs(batch=Pairs, reference=True, labels=("chosen_score", "rejected_score"))
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(values={"eta": 1.0}, source="the authors' code"),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (
+        optimum("π_t exp(η r)", "verify/test_optima.py::test_tilts_the_reference"),
+        authors_code("ZhaolinGao/REBEL", "objectives/test_pairwise_fixtures.py"),
+    )
 
-    eta: float = parameter(1.0, "η, step size: the optimum is π_t · exp(η r)", above=0)
+    eta: float = parameter(1.0, "η, step size: the optimum is π_t · exp(η r)", above=0, tune=Range(0.1, 10.0))
     eta_on_rewards: bool = parameter(False, "multiply the loss by η², as the authors' code does")
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:

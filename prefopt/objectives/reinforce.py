@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from prefopt.core import About, PolicyGradient, Rollouts, State, Term, register
+from prefopt.core import About, PolicyGradient, Rollouts, State, Term, optimum, register
 
 
 @register("reinforce")
@@ -23,6 +23,12 @@ class Reinforce(PolicyGradient):
         year=1992,
         formula="-mean_i Σ_t A_t log π(y_t)",
         use="A yardstick: no baseline, no clipping, unbiased.",
+    )
+    evidence = (
+        optimum(
+            "on its own samples the expected gradient is that of E r − β KL",
+            "objectives/test_policy_gradient_exact.py::test_the_expected_gradient_at_ratio_1_is_the_policy_gradient",
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import About, Needs, Objective, Pairs, Recipe, State, Term, independent, optimum, parameter, register
 
 
 @register("reward", aliases=("bt", "bradley_terry"))
@@ -34,6 +34,22 @@ class Reward(Objective[Pairs]):
         use="A reward model from pairs: the proxy that PPO, GRPO and rejection sampling climb, or a judge of answers.",
     )
     needs = Needs(batch=Pairs, rewards=True)
+    recipe = Recipe(
+        full=1e-5,
+        batch=64,
+        micro_batch=8,
+        reason=(
+            "The rate is Llama 2's (arXiv 2307.09288), the batch InstructGPT's (arXiv 2203.02155); a second "
+            "epoch overfits."
+        ),
+    )
+    evidence = (
+        optimum(
+            "r up to a constant, from Bradley–Terry pairs",
+            "objectives/test_reward_objectives.py::test_bradley_terry_preferences_give_the_reward_back_up_to_a_constant",
+        ),
+        independent("ContextualAI/HALOs", "objectives/test_reward_objectives.py"),
+    )
 
     centring: float = parameter(0.0, "η, pull of r_w + r_l towards 0; the paper's is 0.01", at_least=0)
 

@@ -6,7 +6,22 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, divergence_terms, parameter, register, sigmoid
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    divergence_terms,
+    optimum,
+    parameter,
+    register,
+    sigmoid,
+)
 
 
 def _kl(p: Float[Tensor, " n"], q: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -52,9 +67,18 @@ class RewardAwareRPO(Objective[Pairs]):
         use="Pairs whose two answers carry scores, when the size of the gap should count.",
     )
     needs = Needs(batch=Pairs, reference=True, labels=("chosen_score", "rejected_score"))
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (
+        optimum("π_ref exp(η r/β)", "verify/test_optima.py::test_tilts_the_reference"),
+        authors_code("NVIDIA/NeMo-Aligner", "objectives/test_pairwise_fixtures.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
-    eta: float = parameter(1.0, "η, scale of the scores", above=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
+    eta: float = parameter(1.0, "η, scale of the scores", above=0, tune=Range(0.1, 10.0))
     distance: str = parameter(
         "backward_kl", "D, distance of the two margins", choices=("backward_kl", "forward_kl", "squared")
     )

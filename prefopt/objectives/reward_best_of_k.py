@@ -4,7 +4,19 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Ranked, State, Term, masked_logsumexp, register
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Ranked,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    masked_logsumexp,
+    optimum,
+    register,
+)
 
 
 @register("reward_best_of_k", aliases=("best_of_k",))
@@ -30,6 +42,22 @@ class RewardBestOfK(Objective[Ranked]):
         use="A reward model from several answers of which annotators picked the best.",
     )
     needs = Needs(batch=Ranked, rewards=True)
+    recipe = Recipe(
+        full=1e-5,
+        batch=64,
+        micro_batch=8,
+        reason=(
+            "The rate is Llama 2's (arXiv 2307.09288), the batch InstructGPT's (arXiv 2203.02155); a second "
+            "epoch overfits."
+        ),
+    )
+    evidence = (
+        optimum(
+            "r up to a constant, from Plackett–Luce rankings",
+            "objectives/test_reward_objectives.py::test_rankings_give_the_reward_back_up_to_a_constant",
+        ),
+        authors_code("openai/lm-human-preferences", "objectives/test_reward_objectives.py"),
+    )
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
         reward, above = batch.completions.rewards, batch.above

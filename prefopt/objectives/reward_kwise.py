@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Ranked, State, Term, register
+from prefopt.core import About, Needs, Objective, Published, Ranked, Recipe, State, Term, optimum, register
 
 
 @register("reward_kwise")
@@ -33,6 +33,22 @@ class RewardKwise(Objective[Ranked]):
         use="A reward model from rankings of several answers to each prompt.",
     )
     needs = Needs(batch=Ranked, rewards=True)
+    recipe = Recipe(
+        full=1e-5,
+        batch=64,
+        micro_batch=8,
+        paper=Published(batch=64, source="as reported"),
+        reason=(
+            "The rate is Llama 2's (arXiv 2307.09288), the batch InstructGPT's (arXiv 2203.02155); a second "
+            "epoch overfits."
+        ),
+    )
+    evidence = (
+        optimum(
+            "r up to a constant, from Plackett–Luce rankings",
+            "objectives/test_reward_objectives.py::test_rankings_give_the_reward_back_up_to_a_constant",
+        ),
+    )
 
     def terms(self, batch: Ranked, state: State) -> Mapping[str, Term]:
         reward, above = batch.completions.rewards, batch.above

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, register
+from prefopt.core import About, Needs, Objective, Pairs, Published, Recipe, State, Term, optimum, register
 
 
 @register("reward_margin", aliases=("bt_margin",))
@@ -30,6 +30,22 @@ class RewardMargin(Objective[Pairs]):
         use="A reward model from pairs whose annotators also said by how much the chosen answer is better.",
     )
     needs = Needs(batch=Pairs, rewards=True, labels=("rated_margin",))
+    recipe = Recipe(
+        full=1e-5,
+        batch=64,
+        micro_batch=8,
+        paper=Published(rate=1e-5, source="as reported"),
+        reason=(
+            "The rate is Llama 2's (arXiv 2307.09288), the batch InstructGPT's (arXiv 2203.02155); a second "
+            "epoch overfits."
+        ),
+    )
+    evidence = (
+        optimum(
+            "the closed form of r_w − r_l under a margin",
+            "objectives/test_reward_objectives.py::test_the_minimiser_with_a_margin_has_a_closed_form",
+        ),
+    )
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         return {"preference": Term(-logsigmoid(batch.chosen.rewards - batch.rejected.rewards - batch.rated_margin))}

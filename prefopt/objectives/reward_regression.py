@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from prefopt.core import About, Needs, Objective, Ranked, State, Term, parameter, register
+from prefopt.core import About, Needs, Objective, Ranked, Recipe, State, Term, optimum, parameter, register
 
 
 @register("reward_regression", aliases=("rm_regression",))
@@ -30,6 +30,18 @@ class RewardRegression(Objective[Ranked]):
         use="A reward model from ratings of single answers, such as stars from 1 to 5.",
     )
     needs = Needs(batch=Ranked, rewards=True, labels=("scores",), singles=True)
+    recipe = Recipe(
+        full=1e-5,
+        batch=64,
+        micro_batch=8,
+        reason=(
+            "The rate is Llama 2's (arXiv 2307.09288), the batch InstructGPT's (arXiv 2203.02155); a second "
+            "epoch overfits."
+        ),
+    )
+    evidence = (
+        optimum("the mean rating", "objectives/test_reward_objectives.py::test_regression_finds_the_mean_rating"),
+    )
 
     target: str = parameter("rating", "what is regressed to", choices=("rating", "difference"))
 

@@ -3,7 +3,22 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, ambiguous, parameter, register
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    ambiguous,
+    independent,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("robust_dpo", aliases=("robust", "rdpo_robust"))
@@ -33,8 +48,28 @@ class RobustDPO(Objective[Pairs]):
         use="Pairs of which a known share carries the wrong label.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(
+            rate=1e-3,
+            batch=16,
+            values={"beta": 0.1, "label_smoothing": 0.1},
+            source="appendix B and section 6, as reported",
+        ),
+        reason=(
+            "The paper's rate belongs to another setting and would wreck a language model of today; rate "
+            "and batch are DPO's."
+        ),
+    )
+    evidence = (
+        optimum(
+            "π_ref exp(r/β) from labels flipped with probability ε", "verify/test_optima.py::test_tilts_the_reference"
+        ),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
     label_smoothing: float = parameter(0.1, "ε, probability that a label is flipped", at_least=0, below=0.5)
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:

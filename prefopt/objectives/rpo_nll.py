@@ -3,7 +3,21 @@ from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, ambiguous, parameter, register
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    ambiguous,
+    independent,
+    parameter,
+    register,
+)
 
 
 @register("rpo_nll", aliases=("dpo_nll", "irpo"))
@@ -34,9 +48,15 @@ class RPONLL(Objective[Pairs]):
         use="Pairs of reasoning traces, where the chosen one must stay likely.",
     )
     needs = Needs(batch=Pairs, reference=True, lengths=True)
+    recipe = Recipe(
+        full=7e-7,
+        paper=Published(rate=7e-7, values={"alpha": 1.0, "beta": 0.1}, source="as reported for version 3"),
+        reason="The paper's batch could not be confirmed.",
+    )
+    evidence = (independent("LuJunru/SamPO", "objectives/test_pairwise_fixtures.py"),)
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
-    alpha: float = parameter(1.0, "α, weight of the likelihood term", at_least=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
+    alpha: float = parameter(1.0, "α, weight of the likelihood term", at_least=0, tune=Range(0.1, 10.0))
     nll: str = parameter("sequence", "average of the likelihood term", choices=("sequence", "token"))
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:

@@ -5,7 +5,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.core import About, Completions, Needs, Objective, Ranked, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Published,
+    Range,
+    Ranked,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    parameter,
+    register,
+)
 
 
 @register("rrhf")
@@ -36,9 +50,21 @@ class RRHF(Objective[Ranked]):
         use="Scored answers from several sources, without a reference; imitates the best and orders the rest.",
     )
     needs = Needs(batch=Ranked, lengths=True)
+    recipe = Recipe(
+        full=8e-6,
+        paper=Published(
+            values={"length_exponent": 1.0, "rank_weight": 1.0},
+            source="as reported; the authors' code has rank_weight 100",
+        ),
+        reason=(
+            "The paper's rate and batch could not be confirmed; these are ORPO's, which also imitates and "
+            "has no reference."
+        ),
+    )
+    evidence = (authors_code("GanjinZero/RRHF", "objectives/test_ranked_fixtures.py"),)
 
     length_exponent: float = parameter(1.0, "κ, power of the length that log-probabilities are divided by", at_least=0)
-    rank_weight: float = parameter(1.0, "w, weight of the ranking part", at_least=0)
+    rank_weight: float = parameter(1.0, "w, weight of the ranking part", at_least=0, tune=Range(0.1, 100.0))
     nll: str = parameter("sum", "average of the likelihood part", choices=("sum", "sequence", "token"))
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:

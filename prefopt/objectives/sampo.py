@@ -12,10 +12,14 @@ from prefopt.core import (
     Needs,
     Objective,
     Pairs,
+    Published,
+    Range,
+    Recipe,
     State,
     Term,
     TokenLogps,
     UsageError,
+    authors_code,
     keyed_uniform,
     parameter,
     register,
@@ -52,8 +56,15 @@ class SamPO(Objective[Pairs]):
         use="Pairs whose chosen answers are longer, when length itself should not be learnt.",
     )
     needs = Needs(batch=Pairs, reference=True, tokens=True)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(values={"beta": 0.1}, source="the authors' code"),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (authors_code("LuJunru/SamPO", "objectives/test_ranked_fixtures.py"),)
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
 
     def init_state(self) -> dict[str, Tensor]:
         return {"steps": torch.zeros((), dtype=torch.int64)}

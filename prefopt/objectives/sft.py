@@ -4,7 +4,20 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.core import About, Completions, Demonstrations, Needs, Objective, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Demonstrations,
+    Needs,
+    Objective,
+    Recipe,
+    State,
+    Term,
+    independent,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("sft", aliases=("nll",))
@@ -28,6 +41,14 @@ class SFT(Objective[Demonstrations]):
         use="Demonstrations of good answers; the start of most pipelines.",
     )
     needs = Needs(batch=Demonstrations, lengths=True)
+    recipe = Recipe(full=2e-5, reason="No paper is followed; 2e-5 is a common rate for fine-tuning on demonstrations.")
+    evidence = (
+        optimum(
+            "the distribution of the data, at its entropy",
+            "verify/test_optima.py::test_sft_is_the_distribution_of_the_data",
+        ),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
     average: str = parameter("token", "what the loss is averaged over", choices=("token", "sequence", "sum"))
 

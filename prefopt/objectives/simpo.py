@@ -5,7 +5,23 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    independent,
+    optimum,
+    parameter,
+    register,
+)
 
 
 @register("simpo")
@@ -33,9 +49,29 @@ class SimPO(Objective[Pairs]):
         use="Pairs without room for a reference model; keeps answers from growing long.",
     )
     needs = Needs(batch=Pairs, lengths=True)
+    recipe = Recipe(
+        full=6e-7,
+        batch=128,
+        paper=Published(
+            rate=6e-7, batch=128, values={"beta": 2.0, "gamma": 1.0}, source="the authors' settings for Llama-3-Base"
+        ),
+        tune=Range(3e-7, 1e-6, "the authors' README"),
+    )
+    evidence = (
+        optimum(
+            "π ∝ exp(r L/β), and the closed form with a margin",
+            "verify/test_optima.py::test_simpo_without_margin_ignores_the_reference",
+        ),
+        authors_code("princeton-nlp/SimPO", "verify/test_author_code.py"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(2.0, "scale of the length-normalised reward", above=0)
-    gamma: float = parameter(1.0, "target margin of the reward, not divided by beta", at_least=0)
+    beta: float = parameter(
+        2.0, "scale of the length-normalised reward", above=0, tune=Range(2.0, 10.0, "the authors' README")
+    )
+    gamma: float = parameter(
+        1.0, "target margin of the reward, not divided by beta", at_least=0, tune=Range(0.3, 1.6, "table 8")
+    )
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """β · log π(y)/len(y)."""

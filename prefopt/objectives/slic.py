@@ -5,7 +5,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.core import About, Completions, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    independent,
+    parameter,
+    register,
+)
 
 
 @register("slic", aliases=("slic_hf",))
@@ -36,9 +50,20 @@ class SLiC(Objective[Pairs]):
         use="Pairs without a reference model, where likelihoods need only be ordered with a margin.",
     )
     needs = Needs(batch=Pairs)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(
+            rate=1e-4, batch=512, source="section 3.2 of the published version, as TRL's paper index reports it"
+        ),
+        reason="The paper's rate belongs to another kind of model and optimizer; rate and batch are DPO's.",
+    )
+    evidence = (independent("ContextualAI/HALOs", "objectives/test_pairwise_fixtures.py"),)
 
-    delta: float = parameter(1.0, "δ, margin between the two log-probabilities, in nats", above=0)
-    lam: float = parameter(0.1, "λ, weight of the supervised term", at_least=0)
+    delta: float = parameter(
+        1.0, "δ, margin between the two log-probabilities, in nats", above=0, tune=Range(0.1, 10.0)
+    )
+    lam: float = parameter(0.1, "λ, weight of the supervised term", at_least=0, tune=Range(0.01, 1.0))
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """log π(y), which the loss calibrates."""

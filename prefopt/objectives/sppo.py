@@ -1,7 +1,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Needs,
+    Objective,
+    Pairs,
+    Published,
+    Range,
+    Recipe,
+    State,
+    Term,
+    authors_code,
+    independent,
+    optimum,
+    parameter,
+    register,
+)
 
 _ABOUT = {
     "title": "Self-Play Preference Optimization for Language Model Alignment",
@@ -33,8 +48,24 @@ class SPPOHard(Objective[Pairs]):
         use="Rounds of self-play: pairs from the previous policy, labelled by a judge.",
     )
     needs = Needs(batch=Pairs, reference=True)
+    recipe = Recipe(
+        full=5e-7,
+        batch=64,
+        paper=Published(
+            rate=5e-7, batch=64, values={"beta": 1e-3}, source="appendix C, as TRL's paper index reports it"
+        ),
+    )
+    evidence = (
+        optimum(
+            "½ IPO + ½ (s_w + s_l)² (I5)", "verify/test_identities.py::test_i5_sppo_is_ipo_plus_the_square_of_the_sum"
+        ),
+        authors_code("uclaml/SPPO", "objectives/test_pairwise_fixtures.py"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(1e-3, "1/η, strength of the pull towards the previous iterate", above=0)
+    beta: float = parameter(
+        1e-3, "1/η, strength of the pull towards the previous iterate", above=0, tune=Range(1e-4, 1e-2)
+    )
     halve: bool = parameter(False, "take the mean of the two squares, as the authors' code does")
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
@@ -67,8 +98,21 @@ class SPPO(Objective[Pairs]):
         use="Rounds of self-play, with win probabilities from a preference model.",
     )
     needs = Needs(batch=Pairs, reference=True, labels=("preference",))
+    recipe = Recipe(
+        full=5e-7,
+        batch=64,
+        paper=Published(
+            rate=5e-7, batch=64, values={"beta": 1e-3}, source="appendix C, as TRL's paper index reports it"
+        ),
+    )
+    evidence = (
+        optimum("s = η (P(y ≻ π_t) − ½)", "verify/test_optima.py::test_sppo_on_its_own_samples"),
+        authors_code("uclaml/SPPO", "objectives/test_pairwise_fixtures.py"),
+    )
 
-    beta: float = parameter(1e-3, "1/η, strength of the pull towards the previous iterate", above=0)
+    beta: float = parameter(
+        1e-3, "1/η, strength of the pull towards the previous iterate", above=0, tune=Range(1e-4, 1e-2)
+    )
     win_rate: str = parameter(
         "pair", "P_w, P_l from the preference of the pair, or each from its score", choices=("pair", "each")
     )

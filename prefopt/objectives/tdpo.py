@@ -11,10 +11,14 @@ from prefopt.core import (
     Needs,
     Objective,
     Pairs,
+    Published,
+    Range,
+    Recipe,
     State,
     Term,
     UsageError,
     ambiguous,
+    authors_code,
     parameter,
     register,
 )
@@ -53,8 +57,17 @@ class TDPO1(Objective[Pairs]):
         use="Pairs, with divergence held token by token; `tdpo2` is the form that its authors recommend.",
     )
     needs = Needs(batch=Pairs, reference=True, tokens=True, statistics=frozenset({"kl"}))
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(values={"beta": 0.1}, source="the authors' code"),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (
+        authors_code("Vance0124/Token-level-Direct-Preference-Optimization", "objectives/test_ranked_fixtures.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """β (s(y) + K(y))."""
@@ -89,9 +102,18 @@ class TDPO2(Objective[Pairs]):
         use="Pairs, with the divergence of rejected answers held back token by token.",
     )
     needs = Needs(batch=Pairs, reference=True, tokens=True, statistics=frozenset({"kl"}))
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(values={"beta": 0.1, "alpha": 0.5}, source="the authors' code"),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (
+        authors_code("Vance0124/Token-level-Direct-Preference-Optimization", "objectives/test_ranked_fixtures.py"),
+    )
 
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
-    alpha: float = parameter(0.5, "α, weight of the difference of divergences", at_least=0)
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
+    alpha: float = parameter(0.5, "α, weight of the difference of divergences", at_least=0, tune=Range(0.1, 2.0))
 
     def reward(self, completions: Completions) -> Float[Tensor, " n"]:
         """β (s(y) + α K(y))."""

@@ -5,7 +5,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefopt.core import About, Completions, Needs, Objective, Rollouts, State, Term, parameter, register
+from prefopt.core import (
+    About,
+    Completions,
+    Needs,
+    Objective,
+    Rollouts,
+    State,
+    Term,
+    authors_code,
+    independent,
+    parameter,
+    register,
+)
 
 
 @register("value")
@@ -26,6 +38,10 @@ class Value(Objective[Rollouts]):
         formula="mean_t ½ max((V_t - R_t)², (clip(V_t, V_old ± ε) - R_t)²)",
     )
     needs = Needs(batch=Rollouts, tokens=True, values=True, labels=("values", "old_values", "returns"))
+    evidence = (
+        authors_code("openai/lm-human-preferences", "objectives/test_policy_gradient.py"),
+        independent("verl-project/verl", "objectives/test_policy_gradient.py"),
+    )
 
     epsilon_value: float = parameter(0.2, "how far a value may move from the one at sampling time", above=0)
 

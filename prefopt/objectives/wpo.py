@@ -13,10 +13,16 @@ from prefopt.core import (
     Needs,
     Objective,
     Pairs,
+    Published,
+    Range,
+    Recipe,
     State,
     Term,
     UsageError,
+    authors_code,
     build,
+    independent,
+    optimum,
     parameter,
     register,
 )
@@ -64,8 +70,18 @@ class WPO(Objective[Pairs]):
         use="Pairs written by other models, weighted as if the policy had written them.",
     )
     needs = Needs(batch=Pairs, reference=True, tokens=True, statistics=_TOKENS)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        paper=Published(values={"beta": 0.01}, source="the authors' code"),
+        reason="The paper's rate and batch could not be confirmed; these are DPO's.",
+    )
+    evidence = (
+        authors_code("wzhouad/WPO", "objectives/test_ranked_fixtures.py"),
+        independent("TRL 1.16", "verify/test_against_trl.py"),
+    )
 
-    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0)
+    beta: float = parameter(0.01, "strength of the pull towards the reference", above=0, tune=Range(0.001, 0.1))
     clamp: bool = parameter(False, "bound the product of the weights by 1, as the authors' code does")
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
@@ -97,6 +113,12 @@ class WPOWeighted(Objective[Pairs]):
         use="WPO's weighting of off-policy pairs on a loss other than DPO.",
     )
     needs = Needs(batch=Pairs, tokens=True, statistics=_TOKENS)
+    recipe = Recipe(
+        full=1e-6,
+        batch=64,
+        reason="Rate and batch are DPO's; give those of the base if it trains otherwise.",
+    )
+    evidence = (optimum("WPO when its base is DPO", "verify/test_identities.py::test_sums_of_known_losses"),)
 
     base: str = parameter("ipo", "the loss that is weighted, as in 'simpo(beta=2.5)'")
     clamp: bool = parameter(False, "bound the product of the weights by 1, as the authors' code does")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from prefopt.core import About, Needs, Objective, Pairs, State, Term, parameter, register
+from prefopt.core import About, Needs, Objective, Pairs, Range, State, Term, optimum, parameter, register
 
 
 @register("xpo")
@@ -30,9 +30,15 @@ class XPO(Objective[Pairs]):
         use="Online pairs where the policy must be made to try what the reference hardly does.",
     )
     needs = Needs(batch=Pairs, reference=True, labels=("sampled_by_reference",))
+    evidence = (
+        optimum(
+            "DPO minus α (KL(π_ref ‖ π) + H(π_ref)) on samples of both",
+            "objectives/test_policy_gradient_exact.py::test_xpo_is_online_dpo_and_a_push_away_from_the_reference",
+        ),
+    )
 
-    alpha: float = parameter(1e-5, "weight of the bonus for optimism", at_least=0)
-    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0)
+    alpha: float = parameter(1e-5, "weight of the bonus for optimism", at_least=0, tune=Range(1e-6, 1e-3))
+    beta: float = parameter(0.1, "strength of the pull towards the reference", above=0, tune=Range(0.01, 0.5))
 
     def terms(self, batch: Pairs, state: State) -> Mapping[str, Term]:
         explored = torch.where(batch.sampled_by_reference, batch.chosen.logps, batch.rejected.logps)

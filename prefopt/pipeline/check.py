@@ -111,10 +111,13 @@ class _Check:
         arrived = self._model(rewards)
         if arrived.adapter and config.lora:
             raise UsageError(f"model {self.stage.values['model']} brings an adapter of its own: leave lora out.")
-        recipe = algorithm.recipe.arguments(
-            trains_adapter=arrived.adapter or config.adapter is not None, quantized=settings.quantize
+        training_arguments(
+            {"output_dir": config.out, **config.args},
+            algorithm.recipe,
+            algorithm=algorithm.name,
+            trains_adapter=arrived.adapter or config.adapter is not None,
+            quantized=settings.quantize,
         )
-        training_arguments({"output_dir": config.out, **config.args}, recipe, algorithm=algorithm.name)
         self._policy("reference")
         self._rewards()
         self._datasets(config, algorithm)

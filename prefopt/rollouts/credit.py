@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prefopt.core.batches import Batch, Rollouts
 from prefopt.core.policy_gradient import ESTIMATORS, kl_estimate
+from prefopt.core.recipe import Range
 from prefopt.core.settings import check_parameter, parameter
 from prefopt.data import TokenizedExample
 from prefopt.rollouts.advantages import (
@@ -52,7 +53,7 @@ class Credit:
 class Shaped(Credit):
     """Base of the sources whose reward has the KL to the reference in it: −β · estimate at each token."""
 
-    kl_coef: float = parameter(0.05, "β, the weight of the KL in the reward", at_least=0)
+    kl_coef: float = parameter(0.05, "β, the weight of the KL in the reward", at_least=0, tune=Range(0.005, 0.5))
     kl_estimator: str = parameter("k1", "estimate of the KL at a token", choices=ESTIMATORS)
 
     @property
@@ -203,7 +204,7 @@ class AgainstMixture(Credit):
 
     samplers: ClassVar[tuple[str, ...]] = (POLICY, MIXTURE)
 
-    tau: float = parameter(0.1, "weight of the KL to the reference", at_least=0)
+    tau: float = parameter(0.1, "weight of the KL to the reference", at_least=0, tune=Range(0.01, 1.0))
     mixture: float = parameter(0.125, "β, the weight of the reference in the mixture", at_least=0, at_most=1)
 
     @property

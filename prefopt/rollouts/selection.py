@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from prefopt.core.batches import Batch, Demonstrations, Pairs
+from prefopt.core.recipe import Range
 from prefopt.core.settings import check_parameter, parameter
 from prefopt.data import TokenizedExample
 from prefopt.rollouts.rollout import POLICY, REFERENCE, Group, Rollout, example_of
@@ -111,7 +112,9 @@ class StatisticalRejection(Selection):
     samplers: ClassVar[tuple[str, ...]] = (REFERENCE,)
     compares: ClassVar[int] = 2
 
-    temperature: float = parameter(0.5, "β of the acceptance: 0.5 prefers good completions, ∞ takes any", above=0)
+    temperature: float = parameter(
+        0.5, "β of the acceptance: 0.5 prefers good completions, ∞ takes any", above=0, tune=Range(0.05, 5.0)
+    )
     accept: int = parameter(4, "completions accepted per prompt; pairs are half as many", at_least=2)
 
     def of_group(self, group: Group) -> list[TokenizedExample]:

@@ -4,11 +4,13 @@ import dataclasses
 import re
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
-from prefopt.algorithms.recipes import checkpointing_field
 from prefopt.core.console import say
 from prefopt.core.errors import UsageError, did_you_mean
+from prefopt.core.recipe import Recipe
+from prefopt.models.precision import compute_dtype
 
 # Fields that would have no effect in this trainer, each with what to do instead.
 WITHOUT_EFFECT = {
@@ -25,14 +27,67 @@ WITHOUT_EFFECT = {
     "auto_find_batch_size": "set per_device_train_batch_size; the effective batch is part of the result",
 }
 _PRECISION = ("bf16", "fp16")
-CHECKPOINTING = checkpointing_field()
+# Gradient checkpointing was renamed in transformers 5, where the old name warns.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 
+def recipe_fields(
+    recipe: Recipe, *, trains_adapter: bool, quantized: bool, device: str | None = None
+) -> dict[str, Any]:
+    """The fields of ``TrainingArguments`` that a recipe stands for.
+
+    Args:
+        recipe: The recipe.
+        trains_adapter: Whether an adapter is trained in place of all weights.
+        quantized: Whether the frozen weights are in 4 bit.
+        device: None for what this machine has; ``"cuda"`` for a card that computes in bfloat16, or ``"cpu"``.
+    """
+    cuda = torch.cuda.is_available() if device is None else device == "cuda"
+    bf16 = cuda and (device is not None or compute_dtype() is torch.bfloat16)
+    return {
+        "learning_rate": recipe.adapter if trains_adapter else recipe.full,
+        "lr_scheduler_type": recipe.schedule,
+        "warmup_steps": 0.1,
+        "num_train_epochs": recipe.epochs,
+        "per_device_train_batch_size": recipe.micro_batch,
+        "per_device_eval_batch_size": recipe.micro_batch,
+        "gradient_accumulation_steps": recipe.batch // recipe.micro_batch,
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
+        "bf16": bf16,
+        "fp16": cuda and not bf16,
+        CHECKPOINTING: cuda,
+        f"{CHECKPOINTING}_kwargs": {"use_reentrant": False} if cuda else None,
+        "optim": "paged_adamw_8bit" if cuda and quantized else "adamw_torch",
+        "logging_steps": 10,
+        "save_total_limit": 2,
+        "report_to": "none",
+        # Every trainable weight is in every forward pass; looking for unused ones costs a walk of the graph.
+        "ddp_find_unused_parameters": False,
+    }
+
+
 def training_arguments(
-    given: dict[str, Any] | TrainingArguments | None, recipe: dict[str, Any], *, algorithm: str
+    given: dict[str, Any] | TrainingArguments | None,
+    recipe: Recipe,
+    *,
+    algorithm: str,
+    trains_adapter: bool,
+    quantized: bool,
 ) -> TrainingArguments:
     """Merge a dict over the recipe, or take a TrainingArguments as it is.
+
+    Args:
+        given: The user's arguments.
+        recipe: The recipe of the algorithm.
+        algorithm: The name of the algorithm, for messages and the default output folder.
+        trains_adapter: Whether an adapter is trained in place of all weights.
+        quantized: Whether the frozen weights are in 4 bit.
 
     Raises:
         UsageError: an unknown field, one without effect here, or values that transformers refuses.
@@ -41,7 +96,10 @@ def training_arguments(
         _refuse_without_effect({key: getattr(given, key) for key in WITHOUT_EFFECT if hasattr(given, key)})
         args = given
     else:
-        args = _merged(dict(given or {}), recipe, algorithm)
+        if not recipe.declared:
+            say(f"{algorithm}: it declares no recipe; prefopt's defaults: {recipe.in_words()}.")
+        fields = recipe_fields(recipe, trains_adapter=trains_adapter, quantized=quantized)
+        args = _merged(dict(given or {}), fields, algorithm)
     # A loss that is not finite must be seen, not replaced by an earlier one.
     args.logging_nan_inf_filter = False
     kwargs = getattr(args, f"{CHECKPOINTING}_kwargs") or {}

@@ -77,8 +77,10 @@ def assemble(
     trains_adapter = adapter is not None or arrived_with_adapter
     args = training_arguments(
         args,
-        algorithm.recipe.arguments(trains_adapter=trains_adapter, quantized=settings.quantize),
+        algorithm.recipe,
         algorithm=algorithm.name,
+        trains_adapter=trains_adapter,
+        quantized=settings.quantize,
     )
     set_seed(args.seed)
     policy = load_policy(model, settings)

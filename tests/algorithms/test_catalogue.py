@@ -1,4 +1,4 @@
-"""Names, sums, recipes and the list of algorithms."""
+"""Names, sums and the list of algorithms."""
 
 import json
 import sys
@@ -9,8 +9,7 @@ import tiny
 import torch
 
 import prefopt
-from prefopt.algorithms import listing
-from prefopt.algorithms.recipes import _RECIPES, recipe_for
+from prefopt.algorithms import list_algorithms
 from prefopt.cli import main
 from prefopt.core.errors import UsageError
 from prefopt.training.spec import assign_flag
@@ -20,20 +19,20 @@ SUM = "dpo(beta=0.2) + 0.2*sft"
 
 @pytest.mark.parametrize("width", [80, 120, 40])
 def test_the_list_has_one_line_for_each_algorithm_within_the_width(width: int) -> None:
-    lines = listing(width)
+    lines = list_algorithms(width)
     assert len(lines) == 1 + len(prefopt.algorithms())
     assert max(map(len, lines)) <= width
     assert [line.split()[0] for line in lines[1:]] == prefopt.algorithms()
 
 
 def test_the_list_says_what_each_takes_and_cuts_titles_with_an_ellipsis() -> None:
-    lines = {line.split()[0]: line for line in listing(80)}
+    lines = {line.split()[0]: line for line in list_algorithms(80)}
     assert lines["kto"].split()[1:4] == ["labelled", "yes", "2402.01306"]
     assert lines["simpo"].split()[1:3] == ["pairs", "no"]
     assert lines["dpo_pl"].split()[1] == "ranked"
     assert lines["rejection_sampling"].split()[1:3] == ["prompts+reward", "no"]
     assert lines["dpo"].endswith("…")
-    assert listing(400)[1].endswith("Divergence Constraints")
+    assert list_algorithms(400)[1].endswith("Divergence Constraints")
 
 
 def test_the_list_is_neither_wrapped_nor_cut_when_it_is_piped(
@@ -49,44 +48,13 @@ def test_the_list_is_neither_wrapped_nor_cut_when_it_is_piped(
     assert not any(line.endswith("…") for line in lines)
 
 
-@pytest.mark.parametrize("name", prefopt.algorithms())
-def test_every_algorithm_has_a_recipe_of_its_own(name: str) -> None:
-    assert name in _RECIPES
-    recipe = prefopt.get_algorithm(name).recipe
-    assert recipe.adapter == pytest.approx(10 * recipe.full)
-    assert 1e-7 <= recipe.full <= 1e-4
-    assert len(f"{recipe.adapter!r}") < 8
-    assert recipe.batch % recipe.micro_batch == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "rate", "batch"),
-    [("dpo", 1e-6, 32), ("kto", 5e-6, 64), ("apo_zero", 2e-7, 64), ("bco", 5e-7, 128), ("sppo_hard", 5e-7, 32),
-     ("nca_pair", 5e-6, 32), ("rpo_nll", 7e-7, 32), ("orpo", 8e-6, 32)],
-)  # fmt: skip
-def test_learning_rates_of_the_papers(name: str, rate: float, batch: int) -> None:
-    recipe = prefopt.get_algorithm(name).recipe
-    assert (recipe.full, recipe.batch) == (rate, batch)
-
-
-@pytest.mark.parametrize("name", ["aot_paired", "aot_unpaired", "aot_paired + 0.1*sft"])
-def test_what_couples_rows_gets_its_step_as_one_batch(name: str) -> None:
-    arguments = prefopt.get_algorithm(name).recipe.arguments(trains_adapter=False, quantized=False)
-    assert arguments["gradient_accumulation_steps"] == 1
-    assert arguments["per_device_train_batch_size"] == 16
-
-
-def test_an_unknown_objective_shares_the_recipe_of_dpo() -> None:
-    assert recipe_for("somebody's own") == recipe_for("dpo")
-
-
 def test_names_of_sums_and_of_calls() -> None:
     written = prefopt.get_algorithm(SUM)
     assert (written.name, written.parts, written.hyperparameters) == (SUM, ("dpo", "sft"), {})
-    assert written.recipe == recipe_for("dpo")
+    assert written.recipe == prefopt.get_algorithm("dpo").recipe
     called = prefopt.get_algorithm("rso_hinge(gamma=0.2)")
     assert (called.name, called.hyperparameters) == ("hinge", {"gamma": 0.2})
-    assert prefopt.get_algorithm("kto(beta=0.3)").recipe == recipe_for("kto")
+    assert prefopt.get_algorithm("kto(beta=0.3)").recipe == prefopt.get_algorithm("kto").recipe
     with pytest.raises(UsageError, match="rejection_sampling samples its own data"):
         prefopt.get_algorithm("sft + 0.5*rejection_sampling")
 

@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import prefopt
-from prefopt.algorithms.online import online_algorithms
+from prefopt.algorithms.online import assemblies
 from prefopt.core.batches import Rollouts
 from prefopt.core.errors import UsageError
 from prefopt.data import TokenizedExample
@@ -322,7 +322,7 @@ def nash_md(model: torch.nn.Module) -> prefopt.Trainer:
 # ---- one completion ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(online_algorithms()))
+@pytest.mark.parametrize("name", sorted(assemblies()))
 def test_what_compares_completions_is_not_given_one_alone(name: str) -> None:
     algorithm = prefopt.get_algorithm(name, **({"objective": "dpo"} if name == "online" else {}))
     check = lambda n: check_assembly(algorithm, None, "r", {"n": n})  # noqa: E731

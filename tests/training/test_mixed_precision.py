@@ -11,9 +11,11 @@ from online_runs import online
 from torch import nn
 
 import prefopt
+from prefopt.core.recipe import Recipe
 from prefopt.models import make_critic
 from prefopt.models.precision import compute_dtype
 from prefopt.scoring import attention, why_not_shared
+from prefopt.training.arguments import recipe_fields
 
 HALF = {"bf16": True}
 
@@ -75,7 +77,7 @@ def test_a_watch_computes_as_the_trainer_does() -> None:
 def test_cards_that_emulate_bfloat16_train_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    args = prefopt.get_algorithm("dpo").recipe.arguments(trains_adapter=False, quantized=False)
+    args = recipe_fields(Recipe(full=1e-6), trains_adapter=False, quantized=False)
     assert (args["bf16"], args["fp16"], compute_dtype()) == (False, True, torch.float32)
 
 

@@ -11,13 +11,13 @@ from online_runs import ADAPTER, PROMPTS, Spy, logs, maker, online, weights, wor
 from transformers import TrainerCallback
 
 import prefopt
-from prefopt.algorithms.online import online_algorithms
+from prefopt.algorithms.online import assemblies
 from prefopt.core.errors import UsageError
 from prefopt.core.micro_batch import MicroBatch
 from prefopt.rollouts import GenerationSettings, Sample, TransformersGenerator, generator, kv_cache
 from prefopt.scoring import share_prompts
 
-ONLINE = sorted(online_algorithms())
+ONLINE = sorted(assemblies())
 RATIO = [name for name in ONLINE if prefopt.get_algorithm(name).uses_ratio]
 HOW = [pytest.param({}, id="full"), pytest.param(ADAPTER, id="lora")]
 
@@ -519,7 +519,7 @@ def test_the_reward_lands_on_the_last_token_whether_a_completion_ended_or_was_cu
 
 def trains(name: str, how: dict, **given: Any) -> prefopt.Trainer:
     """Three steps, all weights that are trained move, and every number is one."""
-    given |= {"minibatches": 1} if "minibatches" in online_algorithms()[name].plan else {}
+    given |= {"minibatches": 1} if "minibatches" in assemblies()[name].schedule else {}
     # All steps in one round: the next one would begin with the start again.
     given |= {"threshold": 0.0, "minibatches": 3} if name == "rest_em" else {}
     algorithm = prefopt.get_algorithm(name, **given)

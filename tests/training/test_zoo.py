@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import prefopt
-from prefopt.algorithms.online import online_algorithms
+from prefopt.algorithms.online import assemblies
 from prefopt.core.errors import DataError, UsageError
 from prefopt.data import load_rows
 from prefopt.objectives import get_objective, names
 from prefopt.training.trainer import STATE_FILE
 
 # Those that learn from data on disk; the others are trained by name in test_online_rollouts.py.
-ALL = [name for name in names() if name not in online_algorithms() and name != "value"]
+ALL = [name for name in names() if name not in assemblies() and name != "value"]
 COUPLED = [name for name in ALL if get_objective(name).needs.coupled]
 SEPARABLE = [name for name in ALL if name not in COUPLED]
 REMEMBERING = [name for name in ALL if get_objective(name).init_state()]

@@ -21,7 +21,7 @@ from mutation import survivors
 from references import reference
 
 from prefopt import objectives
-from prefopt.algorithms.evidence import CLASSES, evidence, verdict
+from prefopt.core.evidence import CLASSES, verdict
 from prefopt.core.registry import REGISTRY
 from prefopt.verify.contract import CONTRACT, finite
 from prefopt.verify.mathematics import check_gradient, check_value
@@ -141,8 +141,9 @@ def main(asked: list[str]) -> None:
     lines = ["| objective | arXiv | value | gradient | contract | finite | mutants killed | evidence |"]
     lines.append("| --- " * 8 + "|")
     for name, (marks, mutants, _) in rows.items():
-        kinds = [kind for kind in CLASSES if any(one.kind == kind for one in evidence(name))]
-        classes = f"{verdict(name)}: {', '.join(kinds)}" if kinds else verdict(name)
+        evidence = REGISTRY[name].evidence
+        kinds = [kind for kind in CLASSES if any(one.kind == kind for one in evidence)]
+        classes = f"{verdict(evidence)}: {', '.join(kinds)}" if kinds else verdict(evidence)
         arxiv = REGISTRY[name].cls.about.arxiv or "—"
         lines.append(f"| `{name}` | {arxiv} | {' | '.join(marks)} | {mutants} | {classes} |")
     counts = [re.fullmatch(r"(\d+) of (\d+)", mutants) for _, mutants, _ in rows.values()]
@@ -159,8 +160,8 @@ def details(names: list[str]) -> str:
     parts = ["\n## What speaks for each\n"]
     for name in names:
         parts.append(f"\n**`{name}`**\n")
-        found = evidence(name) or []
-        parts += [f"- {one.kind}: {one.what} (`{one.test}`)" for one in found]
+        found = REGISTRY[name].evidence
+        parts += [f"- {one.kind}: {one.what} (`tests/{one.test}`)" for one in found]
         if not found:
             parts.append("- its reference alone")
     return "\n".join(parts) + "\n"

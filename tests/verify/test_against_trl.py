@@ -4,7 +4,8 @@ import pytest
 
 pytest.importorskip("trl")
 
-from prefopt.algorithms.evidence import PARITY, evidence
+from prefopt.core.evidence import INDEPENDENT
+from prefopt.core.registry import REGISTRY
 from prefopt.objectives import names
 from prefopt.verify.against_trl import compare
 
@@ -25,5 +26,7 @@ def test_losses_of_trl() -> None:
         assert reason in differing[key]
     agreeing = {row.ours.partition("(")[0] for row in comparison.rows if row.agrees}
     assert {
-        name for name in names() if any((one.kind, one.what) == (PARITY, "TRL 1.16") for one in evidence(name))
+        name
+        for name in names()
+        if any((one.kind, one.what) == (INDEPENDENT, "TRL 1.16") for one in REGISTRY[name].evidence)
     } == agreeing

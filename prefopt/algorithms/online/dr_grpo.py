@@ -1,0 +1,24 @@
+"""Dr. GRPO: advantages that are centered on the group and not scaled."""
+
+from prefopt.algorithms.assembly import register_algorithm
+from prefopt.core import Published, Recipe, authors_code
+from prefopt.rollouts import CentredOnGroup
+
+register_algorithm(
+    "dr_grpo",
+    processor=CentredOnGroup,
+    objective="dr_grpo",
+    recipe=Recipe(
+        full=1e-6,
+        batch=16,
+        paper=Published(values={"max_length": 3000, "beta": 0.0}, source="the authors' code"),
+        reason="max_length follows prefopt's own limit of 256 new tokens. "
+        "The rate is GRPO's; the batch counts prompts and suits one device.",
+    ),
+    evidence=(
+        authors_code(
+            "sail-sg/understand-r1-zero, the advantages",
+            "rollouts/test_advantages.py::test_group_advantages_of_verl_and_of_the_authors_of_dr_grpo",
+        ),
+    ),
+)
