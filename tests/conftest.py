@@ -7,17 +7,19 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# bitsandbytes decorates with `torch.compile` where it is imported, which loads the whole compiler: 2 s a process.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "reference")]
 
-from jaxtyping import install_import_hook
+import typechecker
 
 # Before anything imports prefopt. The kit that tests the rest is left out: it calls itself a million times.
 ROOMS = [room.name for room in pkgutil.iter_modules([str(HERE.parent / "prefopt")]) if room.name != "verify"]
 # Twice as slow, and shapes do not depend on the profile; PREFOPT_SHAPES=off is for a quick look at a single test.
 if os.environ.get("PREFOPT_CERTIFY", "quick") == "quick" and os.environ.get("PREFOPT_SHAPES") != "off":
-    install_import_hook([f"prefopt.{room}" for room in ROOMS], "typechecker.check")
+    typechecker.install([f"prefopt.{room}" for room in ROOMS])
 
 import pytest
 import torch
