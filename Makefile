@@ -7,7 +7,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 WHOLE := --dist loadfile
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all certify lint format index clean
+.PHONY: demo test test-all certify test-wheel lint format index clean
 
 demo: .venv/installed  ## train every algorithm on the embedded world and write a report
 	$(BIN)/prefopt demo
@@ -20,6 +20,9 @@ test-all: .venv/installed-dev  ## everything, slow tests included
 
 certify: .venv/installed-dev  ## the certificates with many examples a property; other ones with PREFOPT_CERTIFY=random
 	PREFOPT_CERTIFY=$(or $(PREFOPT_CERTIFY),full) $(TEST) --timeout 3600 tests/test_certificates.py tests/verify
+
+test-wheel: .venv/installed-dev  ## build the package, install it into an empty environment, and use it there
+	$(BIN)/python tests/packaging/check_wheel.py
 
 lint: .venv/installed-dev  ## style, and imports that go down only
 	$(BIN)/ruff check .

@@ -6,10 +6,11 @@ from typing import Any
 
 from prefopt.algorithms import get_algorithm
 from prefopt.cli.train import assemble
+from prefopt.core.console import results
 from prefopt.core.errors import PrefoptError, UsageError
 from prefopt.memory import Plan, Run, plan_run
 from prefopt.memory.origin import Origin
-from prefopt.memory.text import cards, flags, lines, text_of, total
+from prefopt.memory.text import cards, flags, printed, text_of, total
 from prefopt.pipeline.stages import Pipeline, Stage, about, read_pipeline
 from prefopt.training.spec import RunConfig, flag_sections, read_yaml
 
@@ -66,8 +67,7 @@ def _plan_stages(pipeline: Pipeline, options: Mapping[str, Any]) -> None:
 
 
 def _show(plan: Plan, write: Callable[[Mapping[str, Any]], str]) -> None:
-    for line in lines(plan):
-        print(line, flush=True)
+    results().print(printed(plan))
     if plan.run.device == "cuda":
         for line in cards(plan, write):
             print(line, flush=True)

@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from prefopt.evaluation.page import document, write_files
+from prefopt.evaluation.page import percent, render, write_files
 from prefopt.evaluation.policy_report import PolicyReport, Scored
 from prefopt.evaluation.statistics import Estimate
 
@@ -93,7 +92,7 @@ def lines(report: PolicyReport) -> list[tuple[str, Estimate, Estimate | None]]:
 def written(name: str, value: float, *, signed: bool = False) -> str:
     """A number as its line shows it."""
     if name in SHARES:
-        return f"{value:.1%}"
+        return percent(value)
     places = 1 if name == "length" else 3
     # Adding 0 takes the sign from -0.0.
     return f"{round(value, places) + 0.0:{'+' if signed else ''}.{places}f}"
@@ -105,9 +104,10 @@ def _interval(name: str, value: Estimate) -> str:
 
 def printed(report: PolicyReport) -> RenderableType:
     """The same as a table for a terminal."""
-    table = Table(f"{report.prompts} prompts, {report.n} completions each", "policy", "95 % interval")
-    if report.start is not None:
-        table.add_column("start")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"{report.prompts} prompts, {report.n} completions each", overflow="fold")
+    for heading in ("policy", "95 % interval", *(["start"] if report.start is not None else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, value, other in lines(report):
         cells = [NAMES.get(name, name), written(name, value.mean, signed=name == "gain"), _interval(name, value)]
         table.add_row(*cells, *([] if report.start is None else ["" if other is None else written(name, other.mean)]))
@@ -116,62 +116,49 @@ def printed(report: PolicyReport) -> RenderableType:
 
 def page(report: PolicyReport, policy: Scored, start: Scored | None, facts: Mapping[str, str]) -> str:
     """The HTML file."""
-    body = (
-        f"{_table(report)}<p class=soft>A prompt is one observation: its completions are averaged first. Intervals are "
-        "95&nbsp;% t-intervals over prompts, and say nothing of how another training run would differ.</p>\n"
-        f"<h2>What it says</h2>\n{_shown(policy, start)}"
-    )
-    return document("Policy report", _lead(report), report.warnings, body, facts)
-
-
-def _lead(report: PolicyReport) -> str:
-    own, rate = report.policy["reward"], report.win_rate
-    text = f"Mean reward <b>{own.mean:.3f}</b> on {report.prompts} held-out prompts (95&nbsp;% interval "
-    text += f"{own.low:.3f} to {own.high:.3f})"
-    if rate is None:
-        return text + "."
-    return text + (
-        f", {report.gain.mean:+.3f} against the start; it wins <b>{rate.mean:.1%}</b> of comparisons with the start "
-        f"({rate.low:.1%} to {rate.high:.1%})."
-    )
-
-
-def _table(report: PolicyReport) -> str:
-    compared = report.start is not None
-    rows = "".join(
-        f"<tr><th>{escape(NAMES.get(name, name))}</th><td>{written(name, value.mean, signed=name == 'gain')}</td>"
-        f'<td class="soft number">{_interval(name, value)}</td>'
-        + (f"<td>{'' if other is None else written(name, other.mean)}</td>" if compared else "")
-        + f"<td class=soft>{escape(MEANINGS.get(name, 'without its weight'))}</td></tr>"
-        for name, value, other in lines(report)
-    )
-    head = "<th></th><th>policy</th><th>95&nbsp;% interval</th>" + ("<th>start</th>" if compared else "") + "<th></th>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n"
-
-
-def _shown(policy: Scored, start: Scored | None) -> str:
-    """The first completion of each of some prompts, those of the highest and of the lowest gain."""
     rewards = policy.samples.rewards.mean(axis=1)
-    order = (rewards if start is None else rewards - start.samples.rewards.mean(axis=1)).argsort(kind="stable")
+    means = rewards if start is None else rewards - start.samples.rewards.mean(axis=1)
+    order = means.argsort(kind="stable")
     half = min(SHOWN, len(order)) // 2
-    extremes = [*order[::-1][:half], *order[:half][::-1]]
-    what = "mean reward" if start is None else "gain in mean reward"
-    prompts = "prompt" if half == 1 else f"{half} prompts"
-    parts = [
-        f"<p class=soft>First the {prompts} of the highest {what}, then of the lowest; of each the first of "
-        f"{policy.samples.rewards.shape[1]} completions, with its own reward. All of them are in {COMPLETIONS}.</p>\n"
+    models = [("policy", policy)] if start is None else [("policy", policy), ("start", start)]
+    return render(
+        "policy_report.html",
+        report=report,
+        rows=[
+            {
+                "name": NAMES.get(name, name),
+                "meaning": MEANINGS.get(name, "without its weight"),
+                "value": written(name, value.mean, signed=name == "gain"),
+                "interval": _interval(name, value),
+                "start": "" if other is None else written(name, other.mean),
+            }
+            for name, value, other in lines(report)
+        ],
+        half=half,
+        ordered_by="mean reward" if start is None else "gain in mean reward",
+        # Those of the highest mean first, then those of the lowest.
+        examples=[_example(i, means[i], models) for i in [*order[::-1][:half], *order[:half][::-1]]],
+        completions_file=COMPLETIONS,
+        warnings=report.warnings,
+        facts=facts,
+    )
+
+
+def _example(i: int, mean: float, models: Sequence[tuple[str, Scored]]) -> dict[str, Any]:
+    """A prompt with the first completion of each model; ``mean`` is what the examples are ordered by."""
+    completions = [
+        {
+            "name": name,
+            "text": scored.samples.groups[i][0].text.strip(),
+            "reward": written("reward", scored.samples.rewards[i, 0]),
+        }
+        for name, scored in models
     ]
-    for i in extremes:
-        said = "".join(
-            f"<tr><th>{name}</th><td>{escape(one.samples.groups[i][0].text.strip())}</td>"
-            f"<td>{written('reward', one.samples.rewards[i, 0])}</td></tr>"
-            for name, one in (("policy", policy), ("start", start))
-            if one is not None
-        )
-        prompt = escape(_prompt(policy.samples.prompts[i]))
-        parts.append(f"<table class=said><thead><tr><th></th><th>{prompt}</th><th>reward</th></tr></thead>")
-        parts.append(f"<tbody>{said}</tbody></table>\n")
-    return "".join(parts)
+    return {
+        "prompt": _prompt(models[0][1].samples.prompts[i]),
+        "ordered_by": written("reward", mean, signed=len(models) > 1),
+        "completions": completions,
+    }
 
 
 def _prompt(prompt: Any) -> str:

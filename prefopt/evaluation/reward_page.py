@@ -1,15 +1,15 @@
 """The report on a reward model as one HTML file that asks nothing of the network, as JSON, and as tables to print."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from markupsafe import Markup
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from prefopt.evaluation.page import document, write_files
-from prefopt.evaluation.reward_report import Bin, RewardReport, Share
+from prefopt.evaluation.page import percent, render, write_files
+from prefopt.evaluation.reward_report import Bin, RewardReport
 
 
 def write_reward_report(report: RewardReport, facts: Mapping[str, str], out: Path) -> Path:
@@ -28,13 +28,21 @@ def write_reward_report(report: RewardReport, facts: Mapping[str, str], out: Pat
 
 def printed(report: RewardReport) -> RenderableType:
     """The same as tables for a terminal."""
-    accuracy = Table("accuracy on held-out pairs", "pairs", "right", "95 % interval", title_justify="left")
+    accuracy = _table("accuracy on held-out pairs", "pairs", "right", "95 % interval")
     for one in [report.accuracy, *report.by_length, *report.by_margin]:
-        accuracy.add_row(one.name, str(one.n), f"{one.value:.1%}", f"{one.low:.1%} to {one.high:.1%}")
-    rest = Table("calibration and length", "value")
+        accuracy.add_row(one.name, str(one.n), percent(one.value), f"{percent(one.low)} to {percent(one.high)}")
+    rest = _table("calibration and length", "value")
     for name, value, _ in measures(report):
         rest.add_row(name, value)
-    return Group(accuracy, rest, *(f"warning: {line}" for line in report.warnings))
+    return Group(accuracy, "", rest, *(f"warning: {line}" for line in report.warnings))
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
 def measures(report: RewardReport) -> list[tuple[str, str, str]]:
@@ -60,52 +68,18 @@ def _percent(value: float | None) -> str:
 
 def page(report: RewardReport, facts: Mapping[str, str]) -> str:
     """The HTML file."""
-    a = report.accuracy
-    lead = (
-        f"The completion that was chosen scores higher in <b>{a.value:.1%}</b> of {a.n} held-out pairs (95&nbsp;% "
-        f"interval {a.low:.1%} to {a.high:.1%}; a tie counts one half)."
-    )
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td><td class=soft>{escape(what)}</td></tr>"
-        for name, value, what in measures(report)
-    )
-    body = (
-        "<h2>Is it as sure as it may be?</h2>\n"
-        f"<figure>{reliability_plot(report.bins)}<figcaption>How often the model is right about pairs of which it is "
-        "so sure. On the diagonal its probabilities can be taken at their word; below it, the model is too sure of "
-        "itself. Bars at the points are 95&nbsp;% intervals, those at the bottom numbers of pairs.</figcaption>"
-        "</figure>\n"
-        f"<table><tbody>{rows}</tbody></table>\n"
-        f"<h2>By length</h2>\n{_shares(report.by_length, 'length of chosen minus rejected')}"
-        f"<h2>By difference of scores</h2>\n{_shares(report.by_margin, 'difference of the two scores')}"
-    )
-    return document("Reward model report", lead, report.warnings, body, facts)
-
-
-def _shares(shares: Iterable[Share], heading: str) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(one.name)}</th><td>{one.n}</td><td>{one.value:.1%}</td>"
-        f'<td>{_bar(one)}</td><td class="soft number">{one.low:.1%} to {one.high:.1%}</td></tr>'
-        for one in shares
-    )
-    return (
-        f"<table><thead><tr><th>{escape(heading)}</th><th>pairs</th><th>right</th><th></th><th>95&nbsp;% interval</th>"
-        f"</tr></thead><tbody>{rows}</tbody></table>\n"
-    )
-
-
-def _bar(one: Share) -> str:
-    """An interval from 0 to 1 with its middle marked, and a line at ½."""
-    return (
-        '<svg class="bar" viewBox="0 0 120 14" aria-hidden="true"><line x1="0" y1="7" x2="120" y2="7" class="rule"/>'
-        '<line x1="60" y1="1" x2="60" y2="13" class="rule"/>'
-        f'<line x1="{120 * one.low:.1f}" y1="7" x2="{120 * one.high:.1f}" y2="7" class="range"/>'
-        f'<circle cx="{120 * one.value:.1f}" cy="7" r="4" class="dot"/></svg>'
+    return render(
+        "reward_report.html",
+        report=report,
+        measures=measures(report),
+        reliability=Markup(reliability_plot(report.bins)),
+        warnings=report.warnings,
+        facts=facts,
     )
 
 
 LEFT, TOP, SIDE, FOOT = 52, 12, 300, 50
-"""Of the plot: where its square begins, how long its side is, and the height of the counts under it."""
+"""The plot: where its square begins, how long the square's side is, and the height of the counts under it."""
 
 
 def reliability_plot(bins: Sequence[Bin]) -> str:
@@ -119,37 +93,34 @@ def reliability_plot(bins: Sequence[Bin]) -> str:
     def y(right: float) -> float:
         return TOP + SIDE * (1 - right) / (1 - floor)
 
-    base = TOP + SIDE + 14 + FOOT
-    parts = [f'<line x1="{x(0.5)}" y1="{y(0.5):.1f}" x2="{x(1)}" y2="{y(1)}" class="ideal"/>']
-    for tenth in range(round(floor * 10), 11):
-        place = y(tenth / 10)
-        parts.append(f'<line x1="{LEFT}" y1="{place:.1f}" x2="{LEFT + SIDE}" y2="{place:.1f}" class="rule"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{place + 4:.1f}" text-anchor="end">{tenth / 10:.1f}</text>')
-    for tenth in range(5, 11):
-        parts.append(f'<text x="{x(tenth / 10):.1f}" y="{base + 17}" text-anchor="middle">{tenth / 10:.1f}</text>')
     most = max((one.right.n for one in bins), default=1)
+    points = []
     for one in bins:
-        share, place = one.right, x(one.confidence)
-        left, right = (x(float(edge)) for edge in share.name.split(" to "))
-        height = max(FOOT * share.n / most, 1)
-        parts.append(
-            f'<rect x="{left + 1:.1f}" y="{base - height:.1f}" width="{right - left - 2:.1f}" height="{height:.1f}" '
-            f'class="count"><title>{share.n} pairs</title></rect>'
+        edge, end = (x(float(value)) for value in one.right.name.split(" to "))
+        points.append(
+            {
+                "share": one.right,
+                "confidence": one.confidence,
+                "x": x(one.confidence),
+                "y": y(one.right.value),
+                "low": y(one.right.low),
+                "high": y(one.right.high),
+                "edge": edge + 1,
+                "width": end - edge - 2,
+                "height": max(FOOT * one.right.n / most, 1),
+            }
         )
-        parts.append(
-            f'<line x1="{place:.1f}" y1="{y(share.low):.1f}" x2="{place:.1f}" y2="{y(share.high):.1f}" class="range"/>'
-        )
-        parts.append(
-            f'<circle cx="{place:.1f}" cy="{y(share.value):.1f}" r="5" class="dot"><title>right in {share.value:.1%} '
-            f"of {share.n} pairs, confidence {one.confidence:.1%}</title></circle>"
-        )
-    middle = TOP + SIDE / 2
-    parts.append(f'<line x1="{LEFT}" y1="{base}" x2="{LEFT + SIDE}" y2="{base}" class="rule"/>')
-    parts.append(f'<text x="{LEFT + SIDE / 2}" y="{base + 36}" text-anchor="middle">confidence, σ(|difference|)</text>')
-    parts.append(
-        f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">share that is right</text>'
-    )
-    return (
-        f'<svg class="plot" viewBox="0 0 {LEFT + SIDE + 16} {base + 44}" role="img" '
-        f'aria-label="Reliability plot"><title>Reliability plot</title>{"".join(parts)}</svg>'
+    base = TOP + SIDE + 14 + FOOT
+    return render(
+        "reliability.svg",
+        left=LEFT,
+        right=LEFT + SIDE,
+        middle=TOP + SIDE / 2,
+        base=base,
+        width=LEFT + SIDE + 16,
+        height=base + 44,
+        ideal=(y(0.5), y(1.0)),
+        rows=[(tenth / 10, y(tenth / 10)) for tenth in range(round(floor * 10), 11)],
+        columns=[(tenth / 10, x(tenth / 10)) for tenth in range(5, 11)],
+        points=points,
     )

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from prefopt.core.errors import UsageError
 from prefopt.data import TokenizedDataset
+from prefopt.evaluation.statistics import pearson, spearman, wilson_interval
 from prefopt.rewards.reward_model import RewardModel
 
 BINS = 10
@@ -16,7 +18,6 @@ STRONG = 0.4
 """The rank correlation of score with length from which on the report warns."""
 BIAS = 0.15
 """So does it where model and data differ by this share of pairs in preferring the longer, if that is hardly chance."""
-Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,11 @@ def report_on(pairs: ScoredPairs) -> RewardReport:
         "by_length": thirds(longer, right, _relation, "+.0f", " tokens"),
         "by_margin": thirds(np.abs(margins), right, lambda part, *_: ("close", "in between", "far apart")[part], ".2g"),
         "loss": float(np.logaddexp(0, -margins).mean()),
-        "brier": float(((1 - _sigmoid(margins)) ** 2).mean()),
+        "brier": float(((1 - expit(margins)) ** 2).mean()),
         "ece": sum(one.right.n * abs(one.right.value - one.confidence) for one in bins) / len(right),
         "bins": bins,
-        "spearman": correlation(ranks(scores), ranks(lengths)),
-        "pearson": correlation(scores, lengths),
+        "spearman": spearman(scores, lengths),
+        "pearson": pearson(scores, lengths),
         "prefers_longer": float(prefers.mean()) if differ.any() else None,
         "longer_is_chosen": float((longer > 0)[differ].mean()) if differ.any() else None,
     }
@@ -172,9 +173,7 @@ def _warnings(measured: dict) -> list[str]:
 def share(name: str, right: np.ndarray) -> Share:
     """The mean of 0, ½ and 1 with its Wilson interval."""
     n, value = len(right), float(np.mean(right))
-    middle = (value + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(value * (1 - value) / n + Z * Z / (4 * n * n))
-    return Share(name, n, value, max(middle - half, 0.0), min(middle + half, 1.0))
+    return Share(name, n, value, *wilson_interval(value, n))
 
 
 def thirds(
@@ -210,7 +209,7 @@ def _relation(_: int, low: float, high: float) -> str:
 
 def reliability(margins: np.ndarray, right: np.ndarray) -> tuple[Bin, ...]:
     """How often the model is right about pairs of which it is so and so sure."""
-    confidence = _sigmoid(np.abs(margins))
+    confidence = expit(np.abs(margins))
     place = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
     found = []
     for number in range(BINS):
@@ -219,21 +218,3 @@ def reliability(margins: np.ndarray, right: np.ndarray) -> tuple[Bin, ...]:
             edges = f"{0.5 + number / (2 * BINS):.2f} to {0.5 + (number + 1) / (2 * BINS):.2f}"
             found.append(Bin(float(confidence[inside].mean()), share(edges, right[inside])))
     return tuple(found)
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0; equals share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts + 1) / 2)[inverse]
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Pearson's; None where one of them is constant."""
-    a, b = a - np.mean(a), b - np.mean(b)
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale > 0 else None
-
-
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -values))

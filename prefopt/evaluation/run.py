@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
-from prefopt.core.console import say
+from prefopt.core.console import results, say
 from prefopt.core.errors import ModelError, UsageError
 from prefopt.core.version import VERSION
 from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
@@ -102,7 +101,7 @@ def _evaluate_reward_model(given: Evaluation) -> Path:
     )
     _say_audit(dataset)
     report = report_on(score_pairs(reward, dataset))
-    Console().print(reward_page.printed(report), markup=False)
+    results().print(reward_page.printed(report))
     return reward_page.write_reward_report(report, _facts(given, dataset), Path(given.out))
 
 
@@ -126,7 +125,7 @@ def _evaluate_policy(given: Evaluation) -> Path:
         if ratios is None:
             say("no KL: the completions are not samples of the whole distribution (temperature, top_p, top_k).")
     report = compare(own, theirs, ratios)
-    Console().print(policy_page.printed(report), markup=False)
+    results().print(policy_page.printed(report))
     facts = _facts(given, prompts) | _policy_facts(given, generation)
     return policy_page.write_policy_report(report, own, theirs, facts, Path(given.out))
 

@@ -1,12 +1,16 @@
-"""Means with their uncertainty."""
+"""Means and shares with their uncertainty, and correlations.
+
+The distributions are scipy's. `scipy.special` has the quantiles that `scipy.stats` uses. The latter takes a second to
+import, so that only the functions that need it import it.
+"""
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
+from scipy.special import ndtri, stdtrit
 
 from prefopt.core.errors import UsageError
 
@@ -53,13 +57,36 @@ def t_interval(values: Float[np.ndarray, " n"], level: float = LEVEL) -> tuple[f
     return float(values.mean() - half), float(values.mean() + half)
 
 
-@lru_cache
 def t_quantile(degrees: int, level: float = LEVEL) -> float:
-    """The t with P(\\|T\\| ≤ t) = level for Student's distribution with that many degrees of freedom.
+    """The t with P(\\|T\\| ≤ t) = level for Student's distribution with that many degrees of freedom."""
+    return float(stdtrit(degrees, (1 + level) / 2))
 
-    With T = √ν · tan θ the density of θ is proportional to cos^(ν-1) θ, which is integrated on a grid.
+
+def wilson_interval(share: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's interval of a share of n ≥ 1 independent observations, inside [0, 1].
+
+    The formula is written out because `scipy.stats.binomtest` takes whole numbers of successes, and a tie is half a
+    success.
     """
-    theta = np.linspace(0.0, math.pi / 2, 200_001)
-    density = np.cos(theta) ** (degrees - 1)
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(math.sqrt(degrees) * np.tan(np.interp(level, below / below[-1], theta)))
+    z = float(ndtri((1 + level) / 2))
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def pearson(a: Real[np.ndarray, " n"], b: Real[np.ndarray, " n"]) -> float | None:
+    """The linear correlation; None where one of the two is constant."""
+    from scipy.stats import pearsonr
+
+    return None if _constant(a) or _constant(b) else float(pearsonr(a, b).statistic)
+
+
+def spearman(a: Real[np.ndarray, " n"], b: Real[np.ndarray, " n"]) -> float | None:
+    """The rank correlation, in which ties share the mean of their ranks; None where one of the two is constant."""
+    from scipy.stats import spearmanr
+
+    return None if _constant(a) or _constant(b) else float(spearmanr(a, b).statistic)
+
+
+def _constant(values: Real[np.ndarray, " n"]) -> bool:
+    return bool((values == values[0]).all())

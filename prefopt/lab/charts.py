@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,20 +16,9 @@ from matplotlib.transforms import Bbox, BboxBase
 
 from prefopt.lab.measure import Result
 
-# After Okabe and Ito, whose colours the colour-blind tell apart; darkened on white and lightened on black until names
-# written in them can be read. Markers and names tell the algorithms apart without any colour.
+# Those of a page's style sheet, ``evaluation/templates/style.css``, on a light background. Markers and names tell the
+# algorithms apart without any colour.
 COLOURS = ("#0067a5", "#c24a00", "#00795a", "#ad4c86", "#2b88bf", "#946200", "#6b6b6b", "#7a3fb0", "#a3262b")
-COLOURS_ON_DARK = (
-    "#4fa8df",
-    "#f07f3c",
-    "#2fc294",
-    "#e08fbf",
-    "#8cd0f5",
-    "#edb23f",
-    "#a8a8a8",
-    "#bb94ea",
-    "#f2878b",
-)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
 INK, PALE, PAPER = "#1b1b1c", "#c9c9cc", "#fefefe"
 
@@ -161,18 +151,14 @@ def standalone(figure: Figure, title: str) -> str:
     return f'{head} role="img" width="{float(width) * 1.5:.0f}" height="{float(height) * 1.5:.0f}">{paper}{rest}'
 
 
-def inline(figure: Figure, name: str) -> str:
+def inline(figure: Figure, name: str) -> Markup:
     """For the page: its colours follow light and dark, and its names need no namespaces."""
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", _svg(figure, name))
     names = {INK: "ink", PALE: "rule", PAPER: "paper"} | {colour: f"c{i}" for i, colour in enumerate(COLOURS)}
     for colour, name in names.items():
         svg = svg.replace(colour, f"var(--{name})")
-    return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
-
-
-def palette() -> str:
-    """The style sheet's variables for the colours of algorithms: ``--c0``, ``--c1`` …"""
-    light, dark = (
-        " ".join(f"--c{i}: {colour};" for i, colour in enumerate(colours)) for colours in (COLOURS, COLOURS_ON_DARK)
-    )
-    return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+    # On a narrow screen a chart scrolls before its text, 9 units high, is less than 8 pixels.
+    width = float(re.search(r'viewBox="0 0 ([\d.]+) ', svg)[1])
+    style = f'style="min-width:{0.9 * width:.0f}px"'
+    # Trusted: the figure is drawn here, and matplotlib escapes the text in it.
+    return Markup(svg.replace("<svg", f'<svg aria-hidden="true" focusable="false" {style}', 1))

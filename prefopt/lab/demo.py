@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from prefopt.algorithms import get_algorithm
+from prefopt.core.console import results
 from prefopt.core.errors import UsageError
 from prefopt.core.version import VERSION
 from prefopt.data import prepare_dataset
@@ -116,10 +117,9 @@ def run_demo(out: Path = Path("prefopt-demo"), *, full: bool = False) -> Path:
     path = write_report(comparison, out)
     print_table(comparison)
     total = time.perf_counter() - began
-    Console().print(
+    results().print(
         f"\n{total:.0f} s in total, {prepared:.0f} s of them for the starting model and its data.\n"
         f"Report: {path}\nModels: {out / 'models'}  (prefopt generate --model {out / 'models' / ALGORITHMS[1]})",
-        highlight=False,
         soft_wrap=True,
     )
     return path
@@ -349,7 +349,7 @@ def print_table(comparison: Comparison, out: Console | None = None) -> None:
             parts = [(result.reward, 3, 1), (result.win_rate, 0, 100), (result.kl, 1, 1), (result.accuracy, 0, 100)]
             over = [_plus_minus(value, digits, factor, seeds=True) for value, digits, factor in parts]
             table.add_row(f"  over {result.seeds} seeds", *over, style="dim")
-    out = out or Console()
+    out = out or results()
     out.print(table)
     out.print(
         "±: half of a 95 % t-interval over held-out prompts (acc.: pairs). win: rate against the start. KL: to the "

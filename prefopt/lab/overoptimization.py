@@ -9,7 +9,6 @@ the proxy keeps rising while the gold reward turns down (Gao et al. 2022, arXiv 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ from rich.table import Table
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from prefopt.lab.charts import COLOURS, MARKERS, bare, inline, palette, standalone
+from prefopt.core.console import results
+from prefopt.evaluation.page import render
+from prefopt.lab.charts import COLOURS, MARKERS, bare, inline, standalone
 from prefopt.lab.demo import Budget, Lab, facts, make_yardstick, train, train_reward_models
 from prefopt.lab.measure import Estimate, Result, Samples, Yardstick, log_ratios
 from prefopt.lab.quiet import quiet
 from prefopt.lab.rates import RATES, SETTINGS
-from prefopt.lab.report import STYLE
+from prefopt.lab.report import cell
 from prefopt.rewards.reward_model import RewardModel
 
 ALGORITHMS = ("ppo", "rloo", "grpo", "rejection_sampling", "online_dpo")
@@ -190,7 +191,7 @@ def run_overoptimization(out: Path = Path("prefopt-demo")) -> Path:
         found = study(lab, out, budget=Budget(seeds=(0, 1, 2)), rates=STUDY_RATES)
     path = write(found, out)
     print_study(found)
-    Console().print(f"\nReport: {path}", highlight=False, soft_wrap=True)
+    results().print(f"\nReport: {path}", soft_wrap=True)
     return path
 
 
@@ -252,42 +253,20 @@ def curves_chart(curves: Mapping[str, Sequence[Point]], start: Estimate) -> Figu
 def page(found: Study) -> str:
     """The whole HTML document."""
     free, careful = (curves_chart(curves, found.start.reward) for curves in (found.free, found.careful))
-    facts_list = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in found.facts.items())
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<title>prefopt: over-optimization</title>\n'
-        f"<style>\n{palette()}{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<header><h1>What a reward model is worth</h1><p class="lead">{escape(describe(found))}</p></header>\n'
-        f"<section><h2>Does it help?</h2>\n{_table(found)}"
-        f'<figure><div class="scroll plot" role="img" aria-label="Curves of the careful runs">'
-        f"{inline(careful, 'careful')}</div><figcaption>The careful runs, first seed: the demo's settings against a "
-        "reward model of all pairs. The band is the starting model.</figcaption></figure></section>\n"
-        "<section><h2>When does it cheat?</h2>\n"
-        f'<figure><div class="scroll plot" role="img" aria-label="{escape(describe(found))}">'
-        f"{inline(free, 'free')}</div><figcaption>The free runs: no pull to the start, a reward model of few pairs. "
-        "The proxy is that reward model's score.</figcaption></figure></section>\n"
-        f'<section><h2>How this was done</h2><dl class="facts">{facts_list}</dl></section>\n'
-        "</main>\n</body>\n</html>\n"
-    )
-
-
-def _table(found: Study) -> str:
-    rows = ""
-    for result in (found.start, *found.results):
-        reward = result.reward
-        spans = [(reward.low, reward.high)]
-        spans += [(reward.seed_low, reward.seed_high)] if reward.seed_low is not None else []
-        small = "".join(f"<small>{low:.3f} to {high:.3f}</small>" for low, high in spans)
-        kl = f"<td>{result.kl.mean:.1f}</td>" if result.kl is not None else '<td class="none">–</td>'
-        name = "starting model" if result is found.start else escape(result.name)
-        rows += f'<tr><th scope="row">{name}</th><td>{reward.mean:.3f}{small}</td>{kl}</tr>\n'
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Table of results"><table>\n<thead><tr>'
-        '<th scope="col">Algorithm</th><th scope="col">Gold reward<small>0 to 1</small></th>'
-        f'<th scope="col">KL<small>nats</small></th></tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n'
-        '<p class="note">Small numbers: 95\u00a0% t-intervals over held-out prompts, and below them over training '
-        "seeds.</p>\n"
+    return render(
+        "overoptimization.html",
+        description=describe(found),
+        rows=[
+            {
+                "name": "starting model" if result is found.start else result.name,
+                "reward": cell(result.reward, 3),
+                "kl": cell(result.kl, 1),
+            }
+            for result in (found.start, *found.results)
+        ],
+        careful=inline(careful, "careful"),
+        free=inline(free, "free"),
+        facts=found.facts,
     )
 
 
@@ -310,9 +289,10 @@ def print_study(found: Study) -> None:
             f"{points[-1].gold:.3f}",
             f"{points[-1].proxy - points[0].proxy:.2f}",
         )
-    Console().print(table)
+    out = results()
+    out.print(table)
     explained = (
         "±: half of a 95 % interval over prompts, and over seeds. free: gold reward of the runs without a pull to the "
         "start, at its best and at the end, and what the proxy gained. "
     )
-    Console().print(explained + describe(found), style="dim", highlight=False)
+    out.print(explained + describe(found), style="dim")

@@ -1,7 +1,10 @@
-"""A plan as lines for the terminal."""
+"""A plan for the terminal."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
 
 from prefopt.memory.estimate import CARDS, GB, Plan
 
@@ -18,29 +21,33 @@ _WHAT = {
 }
 
 
-def lines(plan: Plan) -> Iterator[str]:
+def printed(plan: Plan) -> RenderableType:
     """What a run needs."""
     run = plan.run
     adapter = "all weights" if run.lora_config is None else ("qlora" if run.quantized else "lora")
-    yield (
-        f"{run.resolved.name}, {adapter}: {run.micro_batch} examples at once ({plan.tokens:,} tokens), "
-        f"{run.accumulation} times for a step"
-    )
-    for note in plan.notes:
-        yield f"  ({note})"
-    yield "there throughout"
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(overflow="fold")
+    table.add_row("there throughout")
     for name, size in plan.parts.items():
         if size:
-            yield _line(name, size, run.optimizer if name == "optimizer" else "")
-    yield "beside it, one at a time"
+            table.add_row(f"  {name}", _gib(size), run.optimizer if name == "optimizer" else "")
+    table.add_row("on top, one at a time")
     for name, size in plan.moments.items():
-        yield _line(name, size, _detail(plan, name))
-    yield f"{'at the most':18}{plan.total / GB:8.2f} GiB  {_WHAT[plan.moment]}"
+        table.add_row(f"  {name}", _gib(size), _detail(plan, name))
+    table.add_row("at the most", _gib(plan.total), _WHAT[plan.moment])
+    return Group(
+        f"{run.resolved.name}, {adapter}: {run.micro_batch} examples at once ({plan.tokens:,} tokens), "
+        f"{run.accumulation} times for a step",
+        *(f"  ({note})" for note in plan.notes),
+        table,
+    )
 
 
 def total(plan: Plan) -> str:
     """The most that a run needs at any time."""
-    return f"{plan.total / GB:.2f} GiB"
+    return _gib(plan.total)
 
 
 def _detail(plan: Plan, name: str) -> str:
@@ -52,8 +59,8 @@ def _detail(plan: Plan, name: str) -> str:
     return f"{_WHAT[name]} {plan.cache / GB:.2f}" if name == "sampling" else _WHAT[name]
 
 
-def _line(name: str, size: int, what: str) -> str:
-    return f"  {name:16}{size / GB:8.2f} GiB  {what}".rstrip()
+def _gib(size: int) -> str:
+    return f"{size / GB:.2f} GiB"
 
 
 def flags(changes: Mapping[str, Any]) -> str:
@@ -67,7 +74,9 @@ def text_of(value: Any) -> str:
 
 
 def cards(plan: Plan, write: Callable[[Mapping[str, Any]], str] = flags) -> Iterator[str]:
-    """Which cards it fits, the largest first, and what to change for the others; each line as soon as it is known.
+    """Which cards it fits, the largest first, and what to change for the others.
+
+    Lines and no table: each takes seconds, and is printed as soon as it is known.
 
     Args:
         plan: of the run.

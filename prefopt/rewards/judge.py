@@ -1,5 +1,6 @@
 """A model that says which of two completions is better, behind an OpenAI-compatible endpoint, as a reward."""
 
+import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -69,6 +70,8 @@ class Judge:
         api_key_env: name of the environment variable that holds the key; empty for an endpoint without one. The key is
             neither stored nor shown.
         template: what is asked, with ``{prompt}``, ``{first}`` and ``{second}``; the model is to answer A, B or tie.
+            Where one of the three texts holds a tag of the template, such as ``</response_a>``, its ``<`` becomes
+            ``&lt;``.
         opponents: with how many others of its group each completion is compared: 0 for all, else an even number (in
             the circle of the group's samples, half of them on either side).
         max_lost: share of the comparisons that may stay without a verdict, in [0, 1). They count ½ and are reported;
@@ -212,7 +215,15 @@ class Judge:
         return [(members[i], members[(i + step) % n]) for i in range(n) for step in steps]
 
     def _question(self, prompt: str, first: str, second: str) -> str:
-        return self.template.format(prompt=prompt, first=first, second=second)
+        texts = {"prompt": prompt, "first": first, "second": second}
+        return self.template.format(**{name: self._without_tags(text) for name, text in texts.items()})
+
+    def _without_tags(self, text: str) -> str:
+        """A text in which the template's own tags are no tags, so that it cannot end its part of the question."""
+        names = sorted(set(re.findall(r"</?([A-Za-z][\w.-]*)(?=[\s/>])", self.template)))
+        if not names:
+            return text
+        return re.sub(rf"<(?=\s*/?\s*(?:{'|'.join(map(re.escape, names))})\b)", "&lt;", text, flags=re.IGNORECASE)
 
     def _endpoint(self) -> ChatEndpoint:
         body = {"model": self.model, "temperature": 0, "max_tokens": self.max_tokens, **self.body}

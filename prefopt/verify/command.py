@@ -1,7 +1,6 @@
 """``prefopt verify``: a function in a file, an objective in a module, or the losses of another library."""
 
-from rich.console import Console
-
+from prefopt.core.console import results
 from prefopt.core.errors import UsageError
 from prefopt.core.importing import load_target
 
@@ -21,7 +20,7 @@ def main_verify(target: str, as_: str | None = None, against: str | None = None)
     Raises:
         UsageError: a target that cannot be loaded, or an unknown name.
     """
-    console = Console()
+    console = results()
     if against is not None:
         if against != "trl":
             raise UsageError(f"cannot compare with {against!r}; 'trl' is the library that is known.")

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import hypothesis
 import torch
+from hypothesis import strategies as st
 
 from prefopt.core.batches import Batch
-from prefopt.core.errors import UsageError
 from prefopt.core.needs import Needs
 from prefopt.core.objective import Objective
 from prefopt.verify.cases import REGIMES, Draw, Seeded, Source, draw
@@ -55,7 +56,6 @@ def corners(cls: type[Objective], fixed: Mapping[str, Any], *, several: int = 4,
 
 def strategy(make: Callable[[Source], Any]) -> Any:
     """A Hypothesis strategy of whatever ``make`` builds from a source of choices."""
-    st = _hypothesis().strategies
 
     class Drawn:
         def __init__(self, draw_from: Callable) -> None:
@@ -85,7 +85,6 @@ def batches(needs: Needs, dtype: torch.dtype = torch.float64, **options: Any) ->
 
 def sample(make: Callable[[Source], T], examples: int, *, random: bool = False) -> list[T]:
     """What Hypothesis draws, for checks that are all to be tried on the same."""
-    hypothesis = _hypothesis()
     found: list[T] = []
 
     @_settings(examples, random, (hypothesis.Phase.generate,))
@@ -147,7 +146,6 @@ class _Seen:
 def _explore(
     seen: Callable[[Trial], Outcome], make: Callable[[Source], Trial], examples: int, random: bool, shrink: bool
 ) -> tuple[Trial, Outcome] | None:
-    hypothesis = _hypothesis()
     failed: list[tuple[Trial, Outcome]] = []
 
     @_settings(examples, random, (hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if shrink else [])))
@@ -167,7 +165,6 @@ def _explore(
 
 
 def _settings(examples: int, random: bool, phases: tuple) -> Callable:
-    hypothesis = _hypothesis()
     return hypothesis.settings(
         max_examples=examples,
         derandomize=not random,
@@ -181,12 +178,3 @@ def _settings(examples: int, random: bool, phases: tuple) -> Callable:
 
 class _Failed(Exception):
     pass
-
-
-def _hypothesis() -> Any:
-    try:
-        import hypothesis
-        import hypothesis.strategies
-    except ImportError as error:
-        raise UsageError('prefopt.verify draws its batches with Hypothesis: pip install "prefopt[test]".') from error
-    return hypothesis

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,14 @@ def test_the_page_shows_who_gained_and_who_lost_and_the_text_as_text() -> None:
     assert places == sorted(places)
     # Two prompts are the extremes of three; the one between them is not shown.
     assert "&lt;i&gt;2" not in html
-    assert "First the prompt of the highest gain in mean reward, then of the lowest; of each the first of 2" in html
+    words = " ".join(html.split())
+    assert (
+        "The prompt with the highest gain in mean reward, then the one with the lowest. Each shows the first of 2"
+        in words
+    )
+    # What they are ordered by is shown: gains of 1 and −1.
+    shown = re.findall(r"Gain in mean reward: (\S+)</p>", html)
+    assert shown == ["+1.000", "-1.000"]
     assert "<dd>&lt;mine&gt;</dd>" in html
     assert "<i>" not in html
 

@@ -15,7 +15,7 @@ from prefopt.cli import main
 from prefopt.core.errors import UsageError
 from prefopt.evaluation import ScoredPairs, report_on, write_reward_report
 from prefopt.evaluation.reward_page import page, reliability_plot
-from prefopt.evaluation.reward_report import correlation, ranks, reliability, share, thirds
+from prefopt.evaluation.reward_report import reliability, share, thirds
 
 
 def scored(chosen, rejected, chosen_lengths=None, rejected_lengths=None) -> ScoredPairs:
@@ -113,15 +113,6 @@ def test_a_model_that_likes_length_more_than_the_data_is_warned_of_at_any_correl
     report = report_on(scored(odd, 1 - odd, base + odd, base + 1 - odd))
     assert abs(report.spearman) < 0.3
     assert any("prefers the longer in 100% of pairs, the data in 50%" in line for line in report.warnings)
-
-
-def test_correlations():
-    a = np.array([1.0, 2.0, 2.0, 4.0])
-    assert ranks(a).tolist() == [0, 1.5, 1.5, 3]
-    assert correlation(a, 3 - 2 * a) == pytest.approx(-1)
-    assert correlation(a, np.ones(4)) is None
-    assert correlation(ranks(a), ranks(np.exp(a))) == pytest.approx(1)
-    assert correlation(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

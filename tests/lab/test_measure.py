@@ -1,6 +1,5 @@
 """Measures of a trained policy against values known in closed form."""
 
-import math
 import time
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from toy_lab import ToyLab, toy_lab
 import prefopt
 from prefopt.data import prepare_dataset
 from prefopt.evaluation.samples import Samples, log_ratios, win_rates
-from prefopt.evaluation.statistics import t_interval, t_quantile
+from prefopt.evaluation.statistics import t_interval
 from prefopt.lab.demo import Budget, make_yardstick
 from prefopt.lab.measure import (
     Cost,
-    Estimate,
     HeldOutPairs,
     Measurement,
     Result,
@@ -37,45 +35,6 @@ def samples(rewards: list[list[float]]) -> Samples:
     values = np.array(rewards)
     n, k = values.shape
     return Samples(["p"] * n, [np.array([1, 8], dtype=np.int32)] * n, [[one] * k] * n, values)
-
-
-@pytest.mark.parametrize(
-    ("degrees", "level", "table"),
-    [
-        (1, 0.95, 12.7062),
-        (2, 0.95, 4.3027),
-        (9, 0.95, 2.2622),
-        (199, 0.95, 1.9720),
-        (9999, 0.95, 1.9602),
-        (5, 0.5, 0.7267),
-    ],
-)
-def test_t_quantiles_are_those_of_the_tables(degrees: int, level: float, table: float) -> None:
-    assert t_quantile(degrees, level) == pytest.approx(table, abs=1e-4)
-
-
-def test_t_intervals_cover_the_mean_as_often_as_they_say() -> None:
-    draws = np.random.default_rng(0).normal(3.0, 2.0, size=(2000, 4))
-    covered = np.mean([low <= 3.0 <= high for low, high in map(t_interval, draws)])
-    assert 0.935 < covered < 0.965
-
-
-def test_an_estimate_over_seeds_keeps_the_two_intervals_apart() -> None:
-    values = np.array([[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]])
-    estimate = Estimate.of(values)
-    assert estimate.mean == 1.5
-    assert (estimate.high - estimate.low) / 2 == pytest.approx(4.3027 * 1.0 / math.sqrt(3), rel=1e-4)
-    assert (estimate.seed_high - estimate.seed_low) / 2 == pytest.approx(
-        12.7062 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4
-    )
-    assert Estimate.of(values[:1]).seed_low is None
-    with pytest.raises(prefopt.core.errors.UsageError, match="at least 2"):
-        Estimate.of(values[:, :1])
-
-
-def test_above_means_that_intervals_are_apart() -> None:
-    assert Estimate(2.0, 1.5, 2.5).above(Estimate(1.0, 0.6, 1.4))
-    assert not Estimate(2.0, 1.4, 2.6).above(Estimate(1.0, 0.5, 1.5))
 
 
 def test_win_rates_count_every_comparison_of_a_prompt_and_ties_one_half() -> None:
