@@ -17,7 +17,7 @@ from prefopt.core.labels import sources_of
 from prefopt.core.needs import About
 from prefopt.core.objective import Combined, Objective, describe
 from prefopt.core.recipe import DEFAULTS, Range, Recipe
-from prefopt.core.settings import check_parameter
+from prefopt.core.settings import check_parameter, refuse_unknown
 from prefopt.objectives import get_objective, names
 from prefopt.rollouts.rollout import MIXTURE, REFERENCE, Source
 from prefopt.rollouts.schedule import Plan
@@ -139,13 +139,10 @@ def _online(online: Assembly, given: dict[str, Any]) -> Algorithm:
     parameters = [() if room is Combined else dataclasses.fields(room) for room in rooms]
     fields = [[one.name for one in own] for own in parameters]
     known = [name for own in fields for name in own]
-    for key in given:
-        if key not in [*known, "objective"]:
-            listed = ", ".join(["objective", *known] if online.objective is None else known)
-            raise UsageError(
-                f"{name} has no hyperparameter {key!r}.{did_you_mean(key, known)} It has {listed}; "
-                "how completions are sampled is set by generation=."
-            )
+    chosen = ["objective"] if online.objective is None else []
+    more = "; how completions are sampled is set by generation="
+    # `objective` where there is one already was refused with a better reason.
+    refuse_unknown(name, given, [*chosen, *known], noun="hyperparameter", more=more)
     for one in itertools.chain(*parameters):
         if one.name in given:
             check_parameter(name, one, given[one.name])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from prefopt import objectives
 from prefopt.core import registry
@@ -12,15 +12,16 @@ from prefopt.core.evidence import Evidence
 from prefopt.core.labels import LABELS
 from prefopt.core.needs import About, Needs
 from prefopt.core.recipe import ONLINE_DEFAULTS, Recipe
-from prefopt.core.settings import check_parameter, parameter
+from prefopt.core.settings import Settings, parameter
 from prefopt.rollouts.rollout import Source
 from prefopt.rollouts.schedule import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class CriticSettings:
+class CriticSettings(Settings):
     """What the critic is, and how it is trained. Its loss is the objective ``value``."""
 
+    name: ClassVar[str] = "critic"
     critic: str = parameter(
         "auto",
         "head (on the policy's own hidden states), adapter (of its own on the same base), model (weights of its own); "
@@ -30,10 +31,6 @@ class CriticSettings:
     critic_rate: float = parameter(1.0, "its learning rate as a multiple of the policy's", above=0)
     vf_coef: float = parameter(0.1, "weight of its loss", above=0)
     epsilon_value: float = parameter(0.2, "how far a value may move from the one at sampling time", above=0)
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            check_parameter("critic", one, getattr(self, one.name))
 
 
 @dataclass(frozen=True, kw_only=True)

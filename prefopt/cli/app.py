@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from prefopt.cli.options import Said, said_about
 from prefopt.core.version import VERSION
+from prefopt.training.spec import PlanSpec, RunFile
 
 app = typer.Typer(
     name="prefopt",
@@ -18,6 +20,11 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Path or hub id of a model or adapter.")]
 FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+ALGORITHM = ("algorithm", "Name of the algorithm, or a weighted sum; `prefopt algorithms` lists the names.")
+PLANNED = ("algorithm", "Name of the algorithm, or the YAML file of a run or a pipeline.")
+DATA = ("data", "Path or hub id of the data; by default the training data of the YAML file.")
+RESULT = ("out", "resume")
+"""Arguments about the result of a run, which a plan has not."""
 
 
 def _version(show: bool | None) -> None:
@@ -55,79 +62,24 @@ def explain(name: Annotated[str, typer.Argument(help="An algorithm, as `prefopt 
 
 
 @app.command(context_settings=FREE_FLAGS)
-def train(
-    context: typer.Context,
-    algorithm: Annotated[str | None, typer.Argument(help="Its name; `prefopt algorithms` lists them.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Path or hub id of a model or adapter.")] = None,
-    data: Annotated[str | None, typer.Option("--data", "-d", help="Training data: path or hub id.")] = None,
-    eval_data: Annotated[str | None, typer.Option("--eval-data", help="Held-out data.")] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the result.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="lora or qlora; without it all weights are trained.")] = None,
-    reference: Annotated[str | None, typer.Option(help="Reference model, if not the model as it arrived.")] = None,
-    reference_cache: Annotated[
-        str | None, typer.Option(help="Folder for the reference's log-probs, scored once for many epochs and runs.")
-    ] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="FILE.py:FUNCTION, a reward model, a built-in such as 'length_penalty(limit=64)', or a judge; "
-            "with a weight: '0.5*NAME'. May be repeated; online algorithms only."
-        ),
-    ] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="YAML file; flags win over it.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, any key of the YAML.")] = None,
-    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in --out.")] = False,
-    share_prompts: Annotated[
-        bool | None,
-        typer.Option("--share-prompts/--no-share-prompts", help="By default where the model allows it."),
-    ] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
-) -> None:
+@said_about(RunFile, ALGORITHM, which=lambda name: name != "algorithm")
+def train(said: Said) -> None:
     """Train. Further flags are hyperparameters of the algorithm (--beta 0.2), training arguments
     (--learning-rate 5e-6), data settings (--max-length 512) or generation settings (--n 8)."""
     from prefopt.cli.train import run_training
-    from prefopt.training.spec import parse_rewards
 
-    # Click takes an unknown flag for the missing argument.
-    free = [*([algorithm] if algorithm else []), *context.args]
-    given = {"model": model, "adapter": adapter, "reference": reference, "out": out}
-    given |= {"reward": parse_rewards(reward) if reward else None}
-    given |= {"reference_cache": reference_cache, "share_prompts": share_prompts}
-    given |= {"resume": resume or None, "trust_remote_code": trust_remote_code or None}
-    places = {"train": data, "eval": eval_data}
-    run_training(given, places, config, set_ or [], free)
+    run_training(said)
 
 
 @app.command(context_settings=FREE_FLAGS)
-def plan(
-    context: typer.Context,
-    algorithm: Annotated[str | None, typer.Argument(help="Its name, or the YAML file of a run or pipeline.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Path or hub id; only its config is read.")] = None,
-    data: Annotated[str | None, typer.Option("--data", "-d", help="Training data, for its lengths.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="lora or qlora; without it all weights are trained.")] = None,
-    reference: Annotated[str | None, typer.Option(help="Reference model, if not the model as it arrived.")] = None,
-    reference_cache: Annotated[str | None, typer.Option(help="As in `prefopt train`.")] = None,
-    reward: Annotated[list[str] | None, typer.Option(help="As in `prefopt train`.")] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="YAML file; flags win over it.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, any key of the YAML.")] = None,
-    share_prompts: Annotated[
-        bool | None, typer.Option("--share-prompts/--no-share-prompts", help="As in `prefopt train`.")
-    ] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
-    device: Annotated[str, typer.Option(help="cuda (a card with bfloat16) or cpu.")] = "cuda",
-    prompt_length: Annotated[int | None, typer.Option(help="Tokens of a prompt, where no data is given.")] = None,
-) -> None:
+@said_about(RunFile, PLANNED, which=lambda name: name not in ("algorithm", "eval_dataset", *RESULT), own=PlanSpec)
+def plan(said: Said) -> None:
     """Say what memory a run will need, which graphics cards it fits, and what to change for the others.
 
     It takes the flags of `prefopt train`, or its YAML file, or that of a pipeline, whose stages it plans one by one."""
     from prefopt.cli.plan import run_plan
-    from prefopt.training.spec import parse_rewards
 
-    free = [*([algorithm] if algorithm else []), *context.args]
-    given = {"model": model, "adapter": adapter, "reference": reference}
-    given |= {"reference_cache": reference_cache, "share_prompts": share_prompts}
-    given |= {"reward": parse_rewards(reward) if reward else None, "trust_remote_code": trust_remote_code or None}
-    run_plan(given, {"train": data}, config, set_ or [], free, device=device, prompt_length=prompt_length)
+    run_plan(said)
 
 
 @app.command()
@@ -192,18 +144,16 @@ def export(
     run_export(adapter, out, dtype)
 
 
-@app.command()
-def check(
-    data: Annotated[str, typer.Argument(help="Path or hub id.")],
-    model: Model,
-    algorithm: Annotated[str, typer.Option(help="What it is meant for.")] = "dpo",
-    max_length: Annotated[int | None, typer.Option(help="Tokens of prompt and completion together.")] = None,
-    truncation: Annotated[str, typer.Option(help="drop, keep-start or keep-end.")] = "drop",
-) -> None:
-    """Say what of a dataset an algorithm would keep, cut and drop, and show the first example as it is tokenized."""
+@app.command(context_settings=FREE_FLAGS)
+@said_about(RunFile, DATA, which=lambda name: name in ("algorithm", "model", "eval_dataset", "trust_remote_code"))
+def check(said: Said) -> None:
+    """Say what of a dataset an algorithm (dpo, unless --algorithm names another) would keep, cut and drop, and show the
+    first example as it is tokenized.
+
+    Further flags are data settings (--max-length 512) or hyperparameters; the YAML file of a run will do."""
     from prefopt.cli.check import run_check
 
-    run_check(data, model, algorithm, {"max_length": max_length, "truncation": truncation, "max_dropped": 1.0})
+    run_check(said)
 
 
 @app.command()

@@ -2,32 +2,40 @@
 
 from typing import Any
 
-from transformers import AutoConfig
-
-from prefopt.algorithms import get_algorithm
-from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
+from prefopt.cli.options import Said
+from prefopt.cli.train import assemble
+from prefopt.core.errors import UsageError
+from prefopt.data import DataSettings, TokenizedDataset
 from prefopt.models import load_tokenizer
+from prefopt.models.origin import origin_of
+from prefopt.training.build import DataReader, resolved
+from prefopt.training.spec import RunSpec
+
+DEFAULTS = {"algorithm": "dpo", "out": "nothing-is-written"}
 
 
-def run_check(data: str, model: str, algorithm: str, settings: dict[str, Any]) -> None:
-    """Print the audit of a dataset for an algorithm, and the first example as the model will see it."""
-    resolved = get_algorithm(algorithm)
-    tokenizer = load_tokenizer(model)
-    dataset = prepare_dataset(
-        data,
-        resolved.data_kind,
-        tokenizer,
-        DataSettings.of(settings),
-        context=getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None),
-        mismatched="mismatched" in resolved.objective.needs.observes,
-        labels=() if resolved.online else resolved.objective.needs.labels,
-        reader=resolved.name,
-        singles=resolved.objective.needs.singles,
-    )
-    for line in [*dataset.notes, *dataset.audit.lines()]:
-        print(line)
+def run_check(said: Said) -> None:
+    """Print the audit of datasets for an algorithm, and the first example as the model will see it."""
+    spec = RunSpec(**assemble(said, word="data.train", defaults=DEFAULTS, among=("data",)).arguments())
+    if spec.train_dataset is None:
+        raise UsageError("check what? Give a path or hub id, or --config FILE with data: {train: ...}.")
+    tokenizer = load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+    # However many rows are lost, the audit says so.
+    settings = DataSettings.of({**(spec.data or {}), "max_dropped": 1.0})
+    context = origin_of(spec.model, spec.trust_remote_code).context
+    reader = DataReader(resolved(spec.algorithm), tokenizer, settings, context, settings.seed)
+    named = {"train": spec.train_dataset, "eval": spec.eval_dataset}
+    given = {name: source for name, source in named.items() if source is not None}
+    datasets = {name: reader.read(source) for name, source in given.items()}
+    for name, dataset in datasets.items():
+        if len(datasets) > 1:
+            print(f"{name} data")
+        for line in reader.lines(dataset):
+            print(line)
     print()
-    _show_first(dataset, tokenizer)
+    _show_first(datasets["train"], tokenizer)
+    for dataset in datasets.values():
+        dataset.audit.check(DataSettings.of(spec.data).max_dropped)
 
 
 def _show_first(dataset: TokenizedDataset, tokenizer: Any) -> None:

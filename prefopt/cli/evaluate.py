@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from prefopt.evaluation.run import Evaluation, evaluate
-from prefopt.training.spec import parse_rewards
+from prefopt.evaluation.run import evaluate
+from prefopt.evaluation.spec import Evaluation
+from prefopt.training.run_file import parse_rewards
 
 
 def run_evaluate(rewards: list[str], generation: dict[str, Any], **given: Any) -> None:

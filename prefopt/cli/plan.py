@@ -1,50 +1,40 @@
 """`prefopt plan`."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefopt.algorithms import get_algorithm
+from prefopt.cli.options import Said
 from prefopt.cli.train import assemble
 from prefopt.core.console import results
 from prefopt.core.errors import PrefoptError, UsageError
 from prefopt.memory import Plan, Run, plan_run
-from prefopt.memory.origin import Origin
 from prefopt.memory.text import cards, flags, printed, text_of, total
+from prefopt.models.origin import Origin
 from prefopt.pipeline.stages import Pipeline, Stage, about, read_pipeline
-from prefopt.training.spec import RunConfig, flag_sections, read_yaml
+from prefopt.training.run_file import flag_sections, read_yaml
 
 RESULTS = "results-of-stages"
 """Nothing is written, so it does not matter where."""
 
 
-def run_plan(
-    given: dict[str, Any],
-    places: dict[str, Any],
-    config_file: str | None,
-    assignments: list[str],
-    free: list[str],
-    *,
-    device: str,
-    prompt_length: int | None,
-) -> None:
+def run_plan(said: Said) -> None:
     """Print what a run needs and which cards it fits; of a pipeline, each of its stages and which needs most.
 
-    The arguments are those of `prefopt train`; ``out`` may be missing, and a config file may stand where the algorithm
-    does.
+    A YAML file may stand where the algorithm does.
     """
-    if free and config_file is None and (Path(free[0]).is_file() or Path(free[0]).suffix in (".yaml", ".yml")):
-        config_file, *free = free
-    values = read_yaml(config_file) if config_file else {}
-    options = {"device": device, "prompt_length": prompt_length}
+    free = said.words
+    if free and said.config is None and (Path(free[0]).is_file() or Path(free[0]).suffix in (".yaml", ".yml")):
+        said = replace(said, config=free[0], words=free[1:])
+    values = read_yaml(said.config) if said.config else {}
     if "stages" not in values:
-        config = assemble(given, places, config_file, [*assignments, f"out={RESULTS}"], free)
-        _show(plan_run(run_of(config, **options)), flags)
+        _show(plan_run(Run(**assemble(said, defaults={"out": RESULTS}).arguments(), **said.others)), flags)
         return
-    words = [f"--{name.replace('_', '-')}" for name, value in {**given, "data": places["train"]}.items() if value]
-    if words := [*words, *free]:
-        raise UsageError(f"{config_file} is a pipeline: say --set STAGE.section.key=value in place of {words[0]}.")
-    _plan_stages(read_pipeline(values, assignments, RESULTS), options)
+    words = [f"--{key.split('.')[0].replace('_', '-')}" for key in said.given]
+    if words := [*words, *said.words]:
+        raise UsageError(f"{said.config} is a pipeline: say --set STAGE.section.key=value in place of {words[0]}.")
+    _plan_stages(read_pipeline(values, said.assignments, RESULTS), said.others)
 
 
 def _plan_stages(pipeline: Pipeline, options: Mapping[str, Any]) -> None:
@@ -53,7 +43,7 @@ def _plan_stages(pipeline: Pipeline, options: Mapping[str, Any]) -> None:
     for stage in (stage for stage in pipeline.stages if not stage.evaluates):
         print(f"stage {stage.name}", flush=True)
         try:
-            plans[stage.name] = plan_run(run_of(stage.config(pipeline.out), made=made, **options))
+            plans[stage.name] = plan_run(Run(**stage.config(pipeline.out).arguments(), made=made, **options))
         except PrefoptError as error:
             raise about(stage.name, error) from error
         folder = str(stage.folder(pipeline.out))
@@ -84,23 +74,3 @@ def _assignments(stage: Stage) -> Callable[[Mapping[str, Any]], str]:
         )
 
     return write
-
-
-def run_of(config: RunConfig, **further: Any) -> Run:
-    """What is planned for a config."""
-    return Run(
-        model=config.model,
-        algorithm=get_algorithm(config.algorithm, **config.hyperparameters),
-        train_dataset=config.data.train,
-        adapter=config.adapter,
-        lora=config.lora,
-        reference=config.reference,
-        reference_cache=config.reference_cache,
-        reward=config.reward,
-        data=config.data.settings,
-        generation=config.generation or None,
-        args=config.args,
-        share_prompts=config.share_prompts,
-        trust_remote_code=config.trust_remote_code,
-        **further,
-    )

@@ -1,7 +1,7 @@
 """`prefopt run`."""
 
 from prefopt.pipeline import read_pipeline, run_pipeline
-from prefopt.training.spec import read_yaml
+from prefopt.training.run_file import read_yaml
 
 
 def run_file(file: str, out: str | None, again: str | None, assignments: list[str], only_check: bool) -> None:

@@ -5,7 +5,6 @@ each `Term` over what its values are averaged; the trainer supplies both. A weig
 too, and is made with `+` and `*`.
 """
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from prefopt.core.labels import sources_of
 from prefopt.core.loss import Loss, State, Term
 from prefopt.core.needs import About, Needs
 from prefopt.core.recipe import Recipe
-from prefopt.core.settings import check_parameter
+from prefopt.core.settings import check_settings
 
 B = TypeVar("B", bound=Batch)
 
@@ -46,8 +45,7 @@ class Objective(ABC, Generic[B]):
     name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_parameter(self.name or type(self).__name__, field, getattr(self, field.name))
+        check_settings(self)
 
     @abstractmethod
     def terms(self, batch: B, state: State) -> Mapping[str, Term]:

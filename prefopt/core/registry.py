@@ -1,7 +1,6 @@
 """Objectives by name: registration, aliases, presets, and the errors for names that are not there."""
 
 import ast
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from prefopt.core.errors import UsageError, did_you_mean
 from prefopt.core.evidence import Evidence
 from prefopt.core.objective import Objective
 from prefopt.core.recipe import Recipe
+from prefopt.core.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,10 @@ def build(name: str, **hyperparameters: Any) -> Objective:
             raise UsageError(f"{name}: {', '.join(sorted(twice))} is given twice, inside the brackets and outside.")
         return build(name, **written, **hyperparameters)
     entry = lookup(name)
-    known = [field.name for field in dataclasses.fields(entry.cls)]
     for key in hyperparameters:
         if key in entry.fixed:
             raise UsageError(f"{name} fixes {key}={entry.fixed[key]!r}; use {entry.cls.name!r} to choose it.")
-        if key not in known:
-            has = f"It has {', '.join(known)}." if known else "It has no hyperparameters."
-            raise UsageError(f"{name} has no hyperparameter {key!r}.{did_you_mean(key, known)} {has}")
-    return entry.cls(**entry.fixed, **hyperparameters)
+    return read_settings(entry.cls, {**entry.fixed, **hyperparameters}, name, noun="hyperparameter")
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@
 from prefopt.data.audit import Audit
 from prefopt.data.collate import collate
 from prefopt.data.convert import convert
-from prefopt.data.dataset import TokenizedDataset, prepare_dataset, read_ahead
+from prefopt.data.dataset import TokenizedDataset, check_rows, prepare_dataset
 from prefopt.data.encode import Encoder
 from prefopt.data.examples import DemonstrationExample, LabelledExample, PairExample, PromptExample, RankedExample
 from prefopt.data.formats import to_examples
@@ -28,11 +28,11 @@ __all__ = [
     "StepSampler",
     "TokenizedDataset",
     "TokenizedExample",
+    "check_rows",
     "collate",
     "convert",
     "load_rows",
     "prepare_dataset",
-    "read_ahead",
     "render_prompt",
     "to_examples",
 ]

@@ -20,14 +20,14 @@ from prefopt.data.encode import Encoder
 from prefopt.data.examples import KINDS, Example
 from prefopt.data.formats import to_examples
 from prefopt.data.labels import finish_labels, require_labels, without_singles
-from prefopt.data.read import ReadRows, describe, has_splits, load_rows, origin
+from prefopt.data.read import describe, has_splits, load_rows
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import PLAIN_NOTE
 from prefopt.data.tokenize import TokenizedExample, tokenize
 
 DEFAULT_LENGTH = 2048
 LOOKED_AT = 1000
-"""Rows whose layout `read_ahead` looks at."""
+"""Rows whose layout `check_rows` looks at."""
 
 
 class TokenizedDataset(Dataset):
@@ -125,6 +125,12 @@ class TokenizedDataset(Dataset):
         ]
         return other
 
+    def padded_with(self, pad_token_id: int) -> Self:
+        """The same dataset with another padding."""
+        other = copy.copy(self)
+        other.pad_token_id = pad_token_id
+        return other
+
     @property
     def labels(self) -> np.ndarray | None:
         """``desirable`` of every row as bools, for `StepSampler(stratify=…)`; None for other kinds."""
@@ -158,24 +164,15 @@ def draw_partners(prompts: Sequence[Any], seed: int) -> np.ndarray:
     return partners
 
 
-def read_ahead(source: Any, kind: str, settings: DataSettings) -> Any:
-    """Read a dataset that is given by name, and see that its first rows can be what is needed.
-
-    So a dataset that cannot be used is told before a model is loaded for it.
-
-    Returns:
-        What to give to `prepare_dataset`: the rows, which know where they come from. Anything else than a path or a
-        hub id is as it was.
+def check_rows(source: Any, kind: str, settings: DataSettings) -> None:
+    """Convert the first rows, so that unusable data fails where there is no tokenizer yet.
 
     Raises:
-        DataError: as `prepare_dataset`, as far as it can be known without a tokenizer.
+        DataError: See `prepare_dataset`, as far as it can be known without a tokenizer.
     """
-    if not isinstance(source, (str, Path)):
-        return source
-    rows = ReadRows(load_rows(source, settings.split), source)
+    rows = load_rows(source, settings.split)
     with _naming(describe(source)):
         convert(to_examples(rows[:LOOKED_AT], settings, kind).examples, kind, settings.pairs)
-    return rows
 
 
 def prepare_dataset(
@@ -230,7 +227,7 @@ def prepare_dataset(
     audit = Audit(kind, read, len(kept), made.cut, dropped, max_length, made.lengths, made.left)
     with _naming(name):
         audit.check(settings.max_dropped)
-    notes = [f"{Path(name).name if isinstance(origin(source), (str, Path)) else name} read as {reading.format.name}"]
+    notes = [f"{Path(name).name if isinstance(source, (str, Path)) else name} read as {reading.format.name}"]
     notes += [converted] if converted else []
     notes += [*unused, *_notes(source, settings, tokenizer, examples)]
     if settings.pairs != "all" and (reading.format.kind, kind) not in (("ranked", "pairs"), ("ranked", "labelled")):

@@ -14,24 +14,6 @@ SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-class ReadRows(list):
-    """Rows that were read from a path or a hub id before they were needed.
-
-    Args:
-        rows: what was read.
-        source: where from.
-    """
-
-    def __init__(self, rows: list[dict], source: str | Path) -> None:
-        super().__init__(rows)
-        self.source = source
-
-
-def origin(source: Any) -> Any:
-    """Where rows come from, if they were read already; else the source itself."""
-    return source.source if isinstance(source, ReadRows) else source
-
-
 def load_rows(source: Any, split: str = "train") -> list[dict]:
     """Read a dataset into a list of rows.
 
@@ -44,8 +26,6 @@ def load_rows(source: Any, split: str = "train") -> list[dict]:
         DataError: the source is missing, unreadable, empty, or not rows with named columns.
     """
     name = describe(source)
-    if isinstance(source, ReadRows):
-        return source
     if isinstance(source, (str, Path)):
         rows = _load_path(str(source), split)
     elif isinstance(source, (list, tuple)):
@@ -62,13 +42,11 @@ def load_rows(source: Any, split: str = "train") -> list[dict]:
 
 def describe(source: Any) -> str:
     """How a source is called in messages."""
-    source = origin(source)
     return str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"
 
 
 def has_splits(source: Any) -> bool:
     """Whether ``split`` chooses anything in this source."""
-    source = origin(source)
     if isinstance(source, (str, Path)):
         return not Path(source).expanduser().is_file()
     return isinstance(source, dict)

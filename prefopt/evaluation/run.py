@@ -1,8 +1,6 @@
 """Evaluating a saved model: load it, measure it, write its report."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +8,13 @@ import torch
 from torch import nn
 
 from prefopt.core.console import results, say
-from prefopt.core.errors import ModelError, UsageError
+from prefopt.core.errors import ModelError
 from prefopt.core.version import VERSION
 from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
 from prefopt.evaluation import policy_page, reward_page
 from prefopt.evaluation.policy_report import compare, divergence, score_policy
 from prefopt.evaluation.reward_report import report_on, score_pairs
+from prefopt.evaluation.spec import Evaluation
 from prefopt.models import ModelSettings, load_policy, load_tokenizer
 from prefopt.models.export import RUN_FILE
 from prefopt.models.precision import compute_dtype
@@ -23,58 +22,6 @@ from prefopt.rewards.names import load_reward
 from prefopt.rewards.reward import Reward, make_reward
 from prefopt.rewards.reward_model import RewardModel, is_reward_model
 from prefopt.rollouts import GenerationSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What to evaluate, on what, and how.
-
-    Attributes:
-        model: path or hub id of a policy or a reward model, whole or an adapter.
-        data: held-out prompts for a policy, pairs for a reward model: path or hub id.
-        out: folder for the report.
-        settings: fields of `DataSettings`.
-        reward: for a policy: whatever `make_reward` takes.
-        against: for a policy: the model that it started from, or any other to compare it with.
-        generation: for a policy: fields of `GenerationSettings`.
-        seed: of the sampling of the policy's completions; the next one is that of the other model's.
-        trust_remote_code: run code that comes with the models.
-    """
-
-    model: str
-    data: str
-    out: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    reward: Any = None
-    against: str | None = None
-    generation: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    trust_remote_code: bool = False
-
-    def check(self, *, rewards: bool) -> None:
-        """Refuse what does not go together.
-
-        Args:
-            rewards: whether the model is a reward model.
-
-        Raises:
-            UsageError: a policy without a reward, a reward model with what only policies have, or settings that are
-                wrong by themselves.
-        """
-        DataSettings.of(self.settings)
-        GenerationSettings.of(dict(self.generation))
-        if not rewards and self.reward is None:
-            raise UsageError(
-                f"{self.model} is a language model, which a reward has to judge: give reward (--reward), a reward "
-                "model, FILE.py:NAME or a built-in."
-            )
-        given = [name for name in ("reward", "against", "generation") if getattr(self, name)]
-        if rewards and given:
-            raise UsageError(
-                f"{self.model} is a reward model, which is evaluated on pairs: leave {' and '.join(given)} out."
-            )
-        if Path(self.out).is_file():
-            raise UsageError(f"--out {self.out} is a file; name a folder.")
 
 
 def evaluate(evaluation: Evaluation) -> Path:

@@ -88,7 +88,7 @@ class Advice:
 
 
 def _with(run: Run, **args: Any) -> Run:
-    return replace(run, args={**run.args, **args})
+    return replace(run, args={**run.given_fields, **args})
 
 
 def _checkpointing(plan: Plan) -> tuple[Run, Flags] | None:

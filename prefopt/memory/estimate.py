@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from prefopt.core.arguments import takes
 from prefopt.memory import optimizers
 from prefopt.memory.advice import Advice
 from prefopt.memory.dry_run import DryRun
@@ -100,30 +101,21 @@ class Plan:
         return Advice(self, plan_run)
 
 
-def plan(model: Any, algorithm: Any, train_dataset: Any = None, **settings: Any) -> Plan:
+@takes(Run)
+def plan(run: Run) -> Plan:
     """What a run will need before it starts, in bytes of tensors.
 
-    Only the model's config is read, and the data where it is given. The passes of the run's own layers, adapters,
-    attention and vocabulary head are gone through on tensors that have a shape and no memory.
-
-    Args:
-        model: path or hub id of a model or adapter, a config, or a loaded model.
-        algorithm: as in `prefopt.Trainer`.
-        train_dataset: likewise; without it, lengths come from ``data["max_length"]`` and ``prompt_length``.
-        settings: further arguments of `prefopt.Trainer` (``adapter``, ``reference``, ``reference_cache``, ``reward``,
-            ``data``, ``generation``, ``args``, ``lora``, ``processing_class``, ``share_prompts``,
-            ``trust_remote_code``), and
-
-            - ``device``: ``"cuda"`` (default), for a card with bfloat16 and its recipe, or ``"cpu"``;
-            - ``prompt_length``: tokens of a prompt, where there is no data.
+    Only the model's config is read, and the data where it is given; without data, lengths come from
+    ``data["max_length"]`` and ``prompt_length``. The passes of the run's own layers, adapters, attention and
+    vocabulary head are gone through on tensors that have a shape and no memory. The model may also be a config.
 
     Raises:
-        UsageError, DataError, ModelError: what cannot work, in one line.
+        UsageError, DataError, ModelError: What cannot work, in one line.
 
     Example:
         >>> prefopt.plan("my-model", "dpo", adapter="qlora", data={"max_length": 4096}).fits(16)
     """
-    return plan_run(Run(model=model, algorithm=algorithm, train_dataset=train_dataset, **settings))
+    return plan_run(run)
 
 
 def plan_run(run: Run) -> Plan:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,73 +10,56 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, TrainingArguments
 
-from prefopt.algorithms import Algorithm, get_algorithm
+from prefopt.algorithms import Algorithm
+from prefopt.core.arguments import argument
 from prefopt.core.batches import Demonstrations, Labelled, Pairs, Ranked, Rollouts
 from prefopt.core.errors import UsageError
-from prefopt.core.objective import Objective
-from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
+from prefopt.data import DataSettings, TokenizedDataset
 from prefopt.data.dataset import DEFAULT_LENGTH
-from prefopt.memory.origin import Origin, origin_of
 from prefopt.memory.segments import Segments
 from prefopt.models import ModelSettings, load_tokenizer
+from prefopt.models.origin import Origin, origin_of
 from prefopt.rewards.encoder import is_encoder
 from prefopt.rewards.reward import make_reward
 from prefopt.rollouts import GenerationSettings
 from prefopt.rollouts.loader import dealt
 from prefopt.training.arguments import CHECKPOINTING, merged_fields, recipe_fields
-from prefopt.training.build import check_assembly
+from prefopt.training.build import DataReader, check_assembly, model_settings, resolved
 from prefopt.training.reference_cache import TOKENS
 from prefopt.training.rollout_source import generation_settings
+from prefopt.training.spec import PlanSpec
 
 DEVICES = ("cuda", "cpu")
 RANKED = 4
 """Completions of a prompt that are assumed of rankings, where there is no data."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A training run that is planned; the fields are the arguments of `prefopt.plan`, and
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Run(PlanSpec):
+    """A training run that is planned: the arguments of `prefopt.plan`, and what follows from them."""
 
-    Attributes:
-        made: models that earlier runs will make, by the paths by which this one names them.
-    """
-
-    model: Any
-    algorithm: Any
-    train_dataset: Any = None
-    adapter: Any = None
-    reference: Any = None
-    reference_cache: str | Path | None = None
-    reward: Any = None
-    processing_class: Any = None
-    data: Mapping[str, Any] | DataSettings | None = None
-    generation: Mapping[str, Any] | GenerationSettings | None = None
-    args: Mapping[str, Any] = field(default_factory=dict)
-    lora: Mapping[str, Any] = field(default_factory=dict)
-    share_prompts: bool = True
-    trust_remote_code: bool = False
-    device: str = "cuda"
-    prompt_length: int | None = None
-    made: Mapping[str, Origin] = field(default_factory=dict, repr=False)
+    made: Mapping[str, Origin] = field(
+        default_factory=dict,
+        repr=False,
+        metadata=argument("Models that earlier runs will make, by the paths that name them here."),
+    )
 
     # ---- the model -----------------------------------------------------------------------------------------------
 
     @cached_property
     def resolved(self) -> Algorithm:
         """The algorithm, with all that was said about it checked."""
-        one = self.algorithm
-        found = get_algorithm(one) if isinstance(one, (str, Objective)) else one
+        found = resolved(self.algorithm)
         if self.device not in DEVICES:
             raise UsageError(f"device={self.device!r} is not one of {', '.join(DEVICES)}.")
-        check_assembly(found, self.reference, self.reward, self.generation, self.reference_cache)
+        check_assembly(found, self)
         return found
 
     @cached_property
     def settings(self) -> ModelSettings:
-        rewards = self.resolved.objective.needs.rewards
-        return ModelSettings(adapter=self.adapter, lora=dict(self.lora), rewards=rewards)
+        return model_settings(self.resolved, self)
 
     def origin_of(self, given: Any) -> Origin:
         """What is known of a model."""
@@ -133,7 +116,14 @@ class Run:
             quantized=self.quantized,
             device=self.device,
         )
-        return merged_fields(dict(self.args), recipe, self.resolved.name)
+        return merged_fields(self.given_fields, recipe, self.resolved.name)
+
+    @property
+    def given_fields(self) -> dict[str, Any]:
+        """The fields of ``TrainingArguments`` that the user gave; of an object, which is taken as it is, all."""
+        if isinstance(self.args, TrainingArguments):
+            return {one.name: getattr(self.args, one.name) for one in fields(TrainingArguments) if one.init}
+        return dict(self.args or {})
 
     @property
     def micro_batch(self) -> int:
@@ -168,8 +158,7 @@ class Run:
 
     @cached_property
     def max_length(self) -> int:
-        context = getattr(self.config, "max_position_embeddings", None)
-        return self.data_settings.max_length or min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
+        return self.data_settings.max_length or min(DEFAULT_LENGTH, self.origin.context or DEFAULT_LENGTH)
 
     @cached_property
     def reward_models(self) -> list[str]:
@@ -196,21 +185,14 @@ class Run:
         """The data, as training reads it."""
         if self.train_dataset is None or isinstance(self.train_dataset, TokenizedDataset):
             return self.train_dataset
-        needs, name = self.resolved.objective.needs, self.resolved.name
         if self.processing_class is None and self.origin.tokenizer is None:
             raise UsageError("data needs a tokenizer, which a config does not name: pass processing_class=.")
         tokenizer = self.processing_class or load_tokenizer(
             self.origin.tokenizer, trust_remote_code=self.trust_remote_code
         )
-        return prepare_dataset(
-            self.train_dataset,
-            self.resolved.data_kind,
-            tokenizer,
-            self.data_settings,
-            context=getattr(self.config, "max_position_embeddings", None),
-            labels=() if self.resolved.online else needs.labels,
-            reader=name,
-            singles=needs.singles,
+        seed = int(self.fields.get("seed", 42))
+        return DataReader(self.resolved, tokenizer, self.data_settings, self.origin.context, seed).read(
+            self.train_dataset
         )
 
     @cached_property

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from prefopt.core.errors import ModelError, UsageError
+from prefopt.core.settings import refuse_unknown
 from prefopt.models.adapters import is_adapter_model
 from prefopt.models.precision import compute_dtype
 from prefopt.models.reward_head import (
@@ -60,9 +61,7 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, LoraConfig) and self.adapter not in ADAPTER_KINDS:
             raise UsageError(f"adapter={self.adapter!r} is not one of None, 'lora', 'qlora' or a peft.LoraConfig.")
-        unknown = set(self.lora) - set(LoraConfig.__dataclass_fields__)
-        if unknown:
-            raise UsageError(f"peft.LoraConfig has no field {sorted(unknown)[0]!r}.")
+        refuse_unknown("lora", self.lora, LoraConfig.__dataclass_fields__, see="peft.LoraConfig")
         if self.rewards and isinstance(self.adapter, LoraConfig) and self.adapter.task_type != "SEQ_CLS":
             raise UsageError("a reward model needs its head saved with the adapter: set task_type='SEQ_CLS' in it.")
 
@@ -92,19 +91,39 @@ def load_policy(model: str | Path | PreTrainedModel | PeftModel, settings: Model
     """
     if isinstance(model, (str, Path)):
         policy = load_by_name(str(model), settings)
-    elif isinstance(model, (PreTrainedModel, PeftModel)):
-        quantized = getattr(model, "is_loaded_in_4bit", False)
-        if settings.quantize and not quantized:
-            raise UsageError("adapter='qlora' cannot quantize a model that is loaded already: pass its path instead.")
-        policy = to_reward_model(model) if settings.rewards else model
     else:
-        raise UsageError(f"model must be a path, a hub id or a transformers model, not {type(model).__name__}.")
+        check_model(model, settings)
+        policy = to_reward_model(model) if settings.rewards else model
     if settings.adapter is not None and not is_adapter_model(policy):
         policy = get_peft_model(policy, settings.lora_config())
     if not is_adapter_model(policy) and getattr(policy, "is_quantized", False):
         raise UsageError("a quantized model cannot be trained whole: choose adapter='qlora'.")
     disable_dropout(policy)
     return policy
+
+
+def check_model(model: str | Path | PreTrainedModel | PeftModel, settings: ModelSettings) -> None:
+    """Refuse what cannot be, as far as it is known without weights.
+
+    Raises:
+        UsageError, ModelError: See `load_policy`.
+    """
+    if isinstance(model, (PreTrainedModel, PeftModel)):
+        if settings.quantize and not getattr(model, "is_loaded_in_4bit", False):
+            raise UsageError("adapter='qlora' cannot quantize a model that is loaded already: pass its path instead.")
+        return
+    if not isinstance(model, (str, Path)):
+        raise UsageError(f"model must be a path, a hub id or a transformers model, not {type(model).__name__}.")
+    adapter = Path(model) / "adapter_config.json"
+    if not adapter.is_file():
+        return
+    if isinstance(settings.adapter, LoraConfig) or settings.lora:
+        raise UsageError(f"{model} brings an adapter of its own, which is trained further: leave its settings out.")
+    scores = json.loads(adapter.read_text()).get("task_type") == "SEQ_CLS"
+    if settings.rewards and not scores:
+        raise ModelError(adapter_of_another_kind(str(model)))
+    if scores and not settings.rewards:
+        raise ModelError(f"{model} is the adapter of a reward model, and no language model: give its base instead.")
 
 
 def load_tokenizer(model: str | Path | nn.Module, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -241,17 +260,11 @@ def load_by_name(name: str, settings: ModelSettings) -> nn.Module:
         ModelError: there is no such model, or it is of another kind than is needed.
         UsageError: an adapter is to be made anew on a model that brings one.
     """
+    check_model(name, settings)
     folder = Path(name)
     load_base = load_reward_model if settings.rewards else load_causal_lm
     if not (folder / "adapter_config.json").is_file():
         return load_base(name, settings, trains_adapter=settings.adapter is not None)
-    if isinstance(settings.adapter, LoraConfig) or settings.lora:
-        raise UsageError(f"{name} brings an adapter of its own, which is trained further: leave its settings out.")
-    scores = json.loads((folder / "adapter_config.json").read_text()).get("task_type") == "SEQ_CLS"
-    if settings.rewards and not scores:
-        raise ModelError(adapter_of_another_kind(name))
-    if scores and not settings.rewards:
-        raise ModelError(f"{name} is the adapter of a reward model, and no language model: give its base instead.")
     base = load_base(base_of(folder), settings, trains_adapter=True)
     model = PeftModel.from_pretrained(base, name, is_trainable=True)
     if settings.rewards:

@@ -5,20 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.algorithms import Algorithm, get_algorithm
+from prefopt.algorithms import Algorithm
 from prefopt.core import console
 from prefopt.core.errors import ModelError, PrefoptError, UsageError
-from prefopt.data import DataSettings, read_ahead
-from prefopt.evaluation.run import Evaluation
-from prefopt.models import ModelSettings
-from prefopt.pipeline.stages import RESULTS, EvaluateConfig, Pipeline, Stage, about, makes_adapter, trains_rewards
+from prefopt.data import DataSettings, check_rows
+from prefopt.evaluation.spec import Evaluation
+from prefopt.pipeline.stages import RESULTS, Pipeline, Stage, about, makes_adapter, trains_rewards
 from prefopt.rewards.reward import make_reward
 from prefopt.rewards.reward_model import is_reward_model
-from prefopt.rollouts import GenerationSettings
 from prefopt.training.arguments import training_arguments
-from prefopt.training.build import check_assembly
+from prefopt.training.build import check_assembly, model_settings, resolved
 from prefopt.training.rollout_source import generation_settings
-from prefopt.training.spec import RunConfig, make_watch
+from prefopt.training.spec import RunFile, RunSpec
 
 AS_FOLDER = "prefopt-stage/"
 """Stands for ``stage:`` while a reward is read, where the name of a model is told from others by its form."""
@@ -60,7 +58,7 @@ class _Check:
         self.config = stage.config(pipeline.out)
 
     def run(self) -> None:
-        if isinstance(self.config, EvaluateConfig):
+        if isinstance(self.config, Evaluation):
             self._evaluation(self.config)
         else:
             self._training(self.config)
@@ -99,28 +97,26 @@ class _Check:
 
     # ---- the two kinds of stages ------------------------------------------------------------------------------------
 
-    def _training(self, config: RunConfig) -> None:
-        algorithm = get_algorithm(config.algorithm, **config.hyperparameters)
-        check_assembly(algorithm, config.reference, config.reward, config.generation or None, config.reference_cache)
+    def _training(self, file: RunFile) -> None:
+        spec = RunSpec(**file.arguments())
+        algorithm = resolved(spec.algorithm)
+        check_assembly(algorithm, spec)
         if algorithm.online:
-            generation_settings(algorithm, config.generation)
-        if config.watch:
-            make_watch(config.watch)
-        rewards = algorithm.objective.needs.rewards
-        settings = ModelSettings(adapter=config.adapter, lora=config.lora, rewards=rewards)
-        arrived = self._model(rewards)
-        if arrived.adapter and config.lora:
+            generation_settings(algorithm, spec.generation)
+        settings = model_settings(algorithm, spec)
+        arrived = self._model(settings.rewards)
+        if arrived.adapter and spec.lora:
             raise UsageError(f"model {self.stage.values['model']} brings an adapter of its own: leave lora out.")
         training_arguments(
-            {"output_dir": config.out, **config.args},
+            spec.args,
             algorithm.recipe,
             algorithm=algorithm.name,
-            trains_adapter=arrived.adapter or config.adapter is not None,
+            trains_adapter=arrived.adapter or spec.adapter is not None,
             quantized=settings.quantize,
         )
         self._policy("reference")
         self._rewards()
-        self._datasets(config, algorithm)
+        self._datasets(spec, algorithm)
 
     def _model(self, rewards: bool) -> Result:
         name = self.stage.values["model"]
@@ -134,40 +130,25 @@ class _Check:
             raise ModelError(f"model: {name} is a reward model, and a language model is needed there.")
         return arrived
 
-    def _datasets(self, config: RunConfig, algorithm: Algorithm) -> None:
-        if config.data.train is None:
+    def _datasets(self, spec: RunSpec, algorithm: Algorithm) -> None:
+        if spec.train_dataset is None:
             raise UsageError("data is missing: give data: PATH, or data: {train: PATH}.")
-        settings = DataSettings.of(config.data.settings)
-        for source in (config.data.train, config.data.eval):
+        settings = DataSettings.of(spec.data)
+        for source in (spec.train_dataset, spec.eval_dataset):
             if source is not None:
-                read_ahead(source, algorithm.data_kind, settings)
-        if isinstance(config.watch.get("held_out"), str):
-            read_ahead(config.watch["held_out"], "pairs", settings)
+                check_rows(source, algorithm.data_kind, settings)
+        for watch in spec.callbacks:
+            if isinstance(watch.held_out, str):
+                check_rows(watch.held_out, "pairs", settings)
 
-    def _evaluation(self, config: EvaluateConfig) -> None:
+    def _evaluation(self, evaluation: Evaluation) -> None:
         rewards = self._result(self.stage.values["evaluate"]).rewards
-        evaluation_of(config).check(rewards=rewards)
+        evaluation.check(rewards=rewards)
         self._policy("against")
         self._rewards()
-        if config.data.eval is None:
+        if not evaluation.data:
             raise UsageError("data is missing: give held-out data as data: PATH, or data: {eval: PATH}.")
-        read_ahead(config.data.eval, "pairs" if rewards else "prompts", DataSettings.of(config.data.settings))
-
-
-def evaluation_of(config: EvaluateConfig) -> Evaluation:
-    """The evaluation of a stage."""
-    GenerationSettings.of(config.generation)
-    return Evaluation(
-        model=config.evaluate,
-        data=config.data.eval or "",
-        out=config.out,
-        settings=config.data.settings,
-        reward=config.reward,
-        against=config.against,
-        generation=config.generation,
-        seed=config.seed,
-        trust_remote_code=config.trust_remote_code,
-    )
+        check_rows(evaluation.data, "pairs" if rewards else "prompts", DataSettings.of(evaluation.settings))
 
 
 def _loadable(reward: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from prefopt.core.errors import UsageError
 from prefopt.core.version import VERSION
-from prefopt.pipeline.stages import RESULTS, Stage
+from prefopt.pipeline.stages import READING, RESULTS, Stage
 
 RECORD_FILE = "pipeline.json"
 RUNNING, FINISHED = "running", "finished"
@@ -87,9 +87,9 @@ def _inputs(stage: Stage, out: Path) -> Iterator[tuple[str, Path]]:
     """The files and folders that a stage reads, by how its config names them; not those of a hub."""
     values = stage.values
     data = values.get("data") or {}
-    names = [values.get(key) for key in ("model", "reference", "evaluate", "against")]
+    names = [name for key in READING for name in _texts(values.get(key))]
     names += [data.get("train"), data.get("eval"), (values.get("watch") or {}).get("held_out")]
-    for name in [*names, *_texts(values.get("reward"))]:
+    for name in names:
         if not isinstance(name, str):
             continue
         named = RESULTS.search(name)
@@ -103,14 +103,14 @@ def _inputs(stage: Stage, out: Path) -> Iterator[tuple[str, Path]]:
             yield name, place
 
 
-def _texts(reward: Any) -> Iterator[str]:
-    if isinstance(reward, str):
-        yield reward
-    elif isinstance(reward, Mapping):
-        for each in reward.values():
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
             yield from _texts(each)
-    elif isinstance(reward, (list, tuple)):
-        for each in reward:
+    elif isinstance(value, (list, tuple)):
+        for each in value:
             yield from _texts(each)
 
 

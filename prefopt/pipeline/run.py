@@ -12,11 +12,12 @@ import torch
 from prefopt.core.console import say
 from prefopt.core.errors import PrefoptError, UsageError, did_you_mean
 from prefopt.evaluation.run import evaluate
-from prefopt.pipeline.check import check_pipeline, evaluation_of
+from prefopt.evaluation.spec import Evaluation
+from prefopt.pipeline.check import check_pipeline
 from prefopt.pipeline.record import FINISHED, SHOWN, Record, differences, digest, made_from
-from prefopt.pipeline.stages import REPLACED, EvaluateConfig, Pipeline, Stage, about
+from prefopt.pipeline.stages import REPLACED, Pipeline, Stage, about
 from prefopt.training.run import train
-from prefopt.training.spec import RunConfig
+from prefopt.training.spec import RunFile
 
 CHECKPOINTS = "checkpoints"
 
@@ -137,9 +138,9 @@ def _run(stage: Stage, out: Path, record: Record, title: str) -> None:
     say(f"{title}: finished, in {folder}")
 
 
-def _carry_out(config: RunConfig | EvaluateConfig, checkpoint: Path | None) -> None:
-    if isinstance(config, EvaluateConfig):
-        evaluate(evaluation_of(config))
+def _carry_out(config: RunFile | Evaluation, checkpoint: Path | None) -> None:
+    if isinstance(config, Evaluation):
+        evaluate(config)
     else:
         train(config, resume=str(checkpoint) if checkpoint else False)
 

@@ -7,45 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from prefopt.core.arguments import file_keys, read_arguments, sections
 from prefopt.core.errors import PrefoptError, UsageError, did_you_mean
-from prefopt.training.spec import DataConfig, RunConfig, assign, build_config
+from prefopt.core.settings import refuse_unknown
+from prefopt.evaluation.spec import Evaluation
+from prefopt.training.run_file import assign, read_run
+from prefopt.training.spec import RunFile
 
-SHARED = ("model", "adapter", "lora", "data", "generation", "args", "trust_remote_code")
+KEYS = {**file_keys(RunFile), **file_keys(Evaluation)}
+SHARED = tuple(key for key, one in file_keys(RunFile).items() if one.metadata["shared"])
 """Sections that stand for all stages when they stand above ``stages``; a stage's own keys win."""
 RESULTS = re.compile(r"(?<![\w:/.-])stage:([\w.-]*)")
 """How a text names the result of an earlier stage."""
-READING = ("model", "reference", "reward", "evaluate", "against")
+READING = tuple(key for key, one in KEYS.items() if one.metadata["model"])
 """Keys of a stage that may do so."""
 REPLACED = "replaced"
 """Folder of results that were made again."""
-
-
-class EvaluateConfig(BaseModel):
-    """A stage that evaluates a policy under a reward, or a reward model on pairs.
-
-    Attributes:
-        evaluate: the model.
-        data: ``eval``, the held-out prompts or pairs, and fields of `DataSettings`.
-        reward: for a policy, as in a training run.
-        against: for a policy: what to compare it with.
-        generation: for a policy: fields of `GenerationSettings`.
-        seed: of the sampling.
-        out: folder for the report.
-        trust_remote_code: run code that comes with the models.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    evaluate: str
-    data: DataConfig = Field(default_factory=DataConfig)
-    reward: str | list[Any] | dict[str, Any] | None = None
-    against: str | None = None
-    generation: dict[str, Any] = Field(default_factory=dict)
-    seed: int = 0
-    out: str
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,14 +67,15 @@ class Stage:
                 values[key] = replace_results(values[key], lambda name: str(out / name))
         return values | {"out": str(self.folder(out))}
 
-    def config(self, out: Path) -> RunConfig | EvaluateConfig:
+    def config(self, out: Path) -> RunFile | Evaluation:
         """The same, validated.
 
         Raises:
             UsageError: naming the stage, the key and what is wrong with it.
         """
         try:
-            return build_config(EvaluateConfig if self.evaluates else RunConfig, self.resolved(out))
+            values = self.resolved(out)
+            return read_arguments(Evaluation, values) if self.evaluates else read_run(values)
         except PrefoptError as error:
             raise about(self.name, error) from None
 
@@ -146,9 +124,7 @@ def read_pipeline(values: Mapping[str, Any], assignments: list[str], out: str | 
     stages = _stages(values)
     for assignment in assignments:
         _assign(values, stages, assignment)
-    for key in values:
-        if key not in (*SHARED, "out", "stages"):
-            raise UsageError(_no_such_key(str(key)))
+    refuse_unknown("pipeline", values, ["stages", "out", *SHARED], hint=_belongs)
     out = out or values.get("out")
     if not out:
         raise UsageError("out is missing: give --out, or out: in the pipeline file.")
@@ -162,11 +138,9 @@ def read_pipeline(values: Mapping[str, Any], assignments: list[str], out: str | 
     return Pipeline(Path(out), tuple(made))
 
 
-def _no_such_key(key: str) -> str:
-    if key in RunConfig.model_fields or key in EvaluateConfig.model_fields:
-        return f"pipeline: {key} belongs into a stage; shared by all are {', '.join(SHARED)}."
-    near = did_you_mean(key, (*SHARED, "out", "stages"))
-    return f"pipeline: there is no section {key!r}.{near} It has stages, out, and shared by all {', '.join(SHARED)}."
+def _belongs(key: str) -> str:
+    own = key in (*sections(RunFile), *sections(Evaluation))
+    return f" {key} belongs into a stage." if own else ""
 
 
 def _stages(values: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -3,13 +3,13 @@
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field
 from itertools import combinations
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 from prefopt.core.console import say
-from prefopt.core.errors import UsageError, did_you_mean
-from prefopt.core.settings import check_parameter, parameter
+from prefopt.core.errors import UsageError
+from prefopt.core.settings import Settings, parameter
 from prefopt.data.messages import key_of
 from prefopt.rewards.calling import Details
 from prefopt.rewards.endpoint import Answer, ChatEndpoint
@@ -54,8 +54,17 @@ class _Tally:
     lost: int = 0
 
 
+def _text(value: Any) -> str:
+    return "" if isinstance(value, str) and value else "must be text that is not empty."
+
+
+def _body(value: Any) -> str:
+    fine = isinstance(value, Mapping) and "messages" not in value
+    return "" if fine else "must be a mapping of further fields of the request, without messages."
+
+
 @dataclass(frozen=True)
-class Judge:
+class Judge(Settings):
     """Pairwise comparisons by a chat model, ``POST {base_url}/chat/completions``.
 
     Every pair is asked in both orders. A verdict that both agree on counts 1 or 0; a tie, and one that changes with the
@@ -64,26 +73,6 @@ class Judge:
     `compare` gives P(first ≻ second). As a reward, a completion gets the mean of P(it ≻ other) over the others of its
     group, in [0, 1]; with n samples for each of p prompts that asks p·n·(n − 1) times, or p·n·opponents times.
 
-    Args:
-        base_url: up to and without ``/chat/completions``, for instance ``http://localhost:8000/v1``.
-        model: the name of the model there.
-        api_key_env: name of the environment variable that holds the key; empty for an endpoint without one. The key is
-            neither stored nor shown.
-        template: what is asked, with ``{prompt}``, ``{first}`` and ``{second}``; the model is to answer A, B or tie.
-            Where one of the three texts holds a tag of the template, such as ``</response_a>``, its ``<`` becomes
-            ``&lt;``.
-        opponents: with how many others of its group each completion is compared: 0 for all, else an even number (in
-            the circle of the group's samples, half of them on either side).
-        max_lost: share of the comparisons that may stay without a verdict, in [0, 1). They count ½ and are reported;
-            beyond that the run stops.
-        timeout: seconds without a byte from the server after which an attempt is given up.
-        retries: further attempts after a timeout, a broken connection, 429 or 5xx.
-        backoff: seconds before the first of them, doubled for each; ``Retry-After`` is respected up to a minute.
-        concurrency: requests under way at once.
-        max_tokens: of an answer. A model that thinks before it answers needs more.
-        body: further fields of the request; one that is null is left out, as in ``{max_tokens: null,
-            max_completion_tokens: 16}`` for models that take no ``max_tokens``. The temperature is 0.
-
     As a reward it logs ``flip_rate`` (share of a completion's comparisons that flipped) and ``lost`` (those without a
     verdict). Nothing that is asked or answered is logged, stored or shown in errors.
 
@@ -91,52 +80,55 @@ class Judge:
         UsageError: a setting out of bounds, a template without its fields, and what `ChatEndpoint` refuses.
     """
 
-    base_url: str
-    model: str
-    api_key_env: str = ""
-    template: str = TEMPLATE
-    opponents: int = parameter(0, "others that each completion is compared with; 0 for all", at_least=0)
-    max_lost: float = parameter(0.1, "share of comparisons that may stay without a verdict", at_least=0, below=1)
-    timeout: float = parameter(60.0, "seconds", above=0)
-    retries: int = parameter(4, "further attempts", at_least=0)
-    backoff: float = parameter(1.0, "seconds before the first further attempt", at_least=0)
+    name: ClassVar[str] = "judge"
+    base_url: str = parameter(
+        MISSING, "address up to and without /chat/completions, such as http://localhost:8000/v1", check=_text
+    )
+    model: str = parameter(MISSING, "name of the model at that address", check=_text)
+    api_key_env: str = parameter(
+        "", "environment variable that holds the key, which is neither stored nor shown; empty for no key"
+    )
+    template: str = parameter(
+        TEMPLATE,
+        "question to the model, with {prompt}, {first} and {second}; the model is to answer A, B or tie. Where one of "
+        "the three texts holds a tag of the template, such as </response_a>, its < becomes &lt;",
+    )
+    opponents: int = parameter(
+        0,
+        "others of its group that each completion is compared with: 0 for all, else an even number (its neighbours in "
+        "the circle of the group's samples, half of them on either side)",
+        at_least=0,
+    )
+    max_lost: float = parameter(
+        0.1,
+        "share of comparisons that may stay without a verdict; they count ½ and are reported, and beyond that share "
+        "the run stops",
+        at_least=0,
+        below=1,
+    )
+    timeout: float = parameter(
+        60.0, "seconds without a byte from the server after which an attempt is given up", above=0
+    )
+    retries: int = parameter(4, "further attempts after a timeout, a broken connection, 429 or 5xx", at_least=0)
+    backoff: float = parameter(
+        1.0, "seconds before the first further attempt, doubled for each; Retry-After counts up to a minute", at_least=0
+    )
     concurrency: int = parameter(8, "requests under way at once", at_least=1)
-    max_tokens: int = parameter(16, "tokens of an answer", at_least=1)
-    body: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int = parameter(16, "tokens of an answer; a model that thinks before it answers needs more", at_least=1)
+    body: Mapping[str, Any] = parameter(
+        {},
+        "further fields of the request; one that is null is left out, as in {max_tokens: null, max_completion_tokens: "
+        "16} for models that take no max_tokens. The temperature is 0",
+        check=_body,
+    )
     _tally: _Tally = field(default_factory=_Tally, init=False, repr=False, compare=False)
 
-    name = "judge"
-
     def __post_init__(self) -> None:
-        for one in fields(self):
-            check_parameter("judge", one, getattr(self, one.name))
-        for key in ("base_url", "model"):
-            if not isinstance(getattr(self, key), str) or not getattr(self, key):
-                raise UsageError(f"judge: {key}={getattr(self, key)!r} must be a text.")
+        super().__post_init__()
         if self.opponents % 2:
             raise UsageError(f"judge: opponents={self.opponents} must be 0 (all) or even.")
-        if not isinstance(self.body, Mapping) or "messages" in self.body:
-            raise UsageError("judge: body must be a mapping of further fields of the request, without messages.")
         _check_template(self.template)
         self._endpoint()
-
-    @classmethod
-    def of(cls, base_url: Any, settings: Mapping[str, Any]) -> Self:
-        """From the mapping ``{judge: base_url, model: NAME, ...}`` of a YAML file.
-
-        Raises:
-            UsageError: an unknown key, a missing model, or what the class itself refuses.
-        """
-        known = [one.name for one in fields(cls) if one.init and one.name != "base_url"]
-        for key in settings:
-            if key not in known:
-                near = did_you_mean(key, [*known, "weight"])
-                raise UsageError(f"judge has no setting {key!r}.{near} It has {', '.join(known)}, weight.")
-        if "model" not in settings:
-            raise UsageError(
-                f"judge {base_url!r} needs the name of its model: write {{judge: {base_url}, model: NAME}}."
-            )
-        return cls(base_url, **settings)
 
     @property
     def flip_rate(self) -> float:

@@ -8,22 +8,16 @@ tokenizer, the end token included.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from prefopt.core.errors import UsageError, did_you_mean
-from prefopt.core.settings import check_parameter, parameter
+from prefopt.core.settings import Settings, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuiltIn(ABC):
+class BuiltIn(Settings, ABC):
     """A reward with a name and checked parameters. ``__call__`` is a `RewardFunction`."""
-
-    name: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            check_parameter(self.name, field, getattr(self, field.name))
 
     @abstractmethod
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], **columns: list[Any]) -> list[float]:
@@ -180,9 +174,4 @@ def build_reward(name: str, parameters: Mapping[str, Any]) -> BuiltIn:
     if name not in BUILT_IN:
         near = did_you_mean(name, BUILT_IN)
         raise UsageError(f"there is no built-in reward {name!r}.{near} There are {', '.join(BUILT_IN)}.")
-    known = [field.name for field in fields(BUILT_IN[name])]
-    for key in parameters:
-        if key not in known:
-            has = f"It has {', '.join(known)}." if known else "It has none."
-            raise UsageError(f"{name} has no parameter {key!r}.{did_you_mean(key, known)} {has}")
-    return BUILT_IN[name](**parameters)
+    return BUILT_IN[name].of(parameters)

@@ -5,11 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import Any, Self
+from typing import Any, ClassVar
 
 from torch import nn
 
 from prefopt.core.errors import UsageError, did_you_mean
+from prefopt.core.settings import Settings, parameter, read_settings, refuse_unknown
 from prefopt.rewards.calling import Detailed, Details, RewardFunction, evaluate
 from prefopt.rewards.names import LoadModel, is_number, named_reward
 
@@ -57,6 +58,17 @@ class Reward:
     """A `Reward` may stand wherever one function may, in an ensemble for instance."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnsembleSettings(Settings):
+    """How the members' values become one."""
+
+    name: ClassVar[str] = "ensemble"
+    how: str = parameter("mean", "combination of the members' values", choices=HOW)
+    k: float | None = parameter(
+        None, "standard deviations that are subtracted, 1 by default; for mean_minus_std only", at_least=0
+    )
+
+
 class Ensemble:
     """The members' values of each completion, combined.
 
@@ -93,29 +105,12 @@ class Ensemble:
         # Two of which the second is a number would be one member with its weight.
         if not isinstance(members, (list, tuple)) or len(members) < 2 or any(map(is_number, members)):
             raise UsageError("an ensemble needs a list of two or more rewards.")
-        if how not in HOW:
-            near = did_you_mean(str(how), HOW)
-            raise UsageError(f"ensemble: how={how!r} is not one of {', '.join(map(repr, HOW))}.{near}")
+        settings = EnsembleSettings.of({"how": how, "k": k})
         if k is not None and how != "mean_minus_std":
             raise UsageError(f"ensemble: k={k!r} has no effect with how={how!r}; use how='mean_minus_std'.")
-        k = 1.0 if k is None else k
-        if not is_number(k) or not 0 <= k < float("inf"):
-            raise UsageError(f"ensemble: k={k!r} must be a finite number of at least 0.")
         self.members = make_reward([*members], load=load).functions
-        self.how = how
-        self.k = float(k)
-
-    @classmethod
-    def of(cls, members: Any, settings: Mapping[str, Any], *, load: LoadModel | None = None) -> Self:
-        """From the mapping ``{ensemble: members, how: ..., k: ...}`` of a YAML file.
-
-        Raises:
-            UsageError: an unknown key, or what the class itself refuses.
-        """
-        for key in settings:
-            if key not in ("how", "k"):
-                raise UsageError(f"ensemble has no setting {key!r}.{did_you_mean(key, ('how', 'k', 'weight'))}")
-        return cls(members, **settings, load=load)
+        self.how = settings.how
+        self.k = 1.0 if settings.k is None else float(settings.k)
 
     def detailed(
         self, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, list[Any]]
@@ -207,16 +202,17 @@ def _from_mapping(mapping: Mapping[str, Any], load: LoadModel | None) -> tuple[s
         raise UsageError(f"a reward as a mapping has one of the keys reward, ensemble or judge, not {found}.{near}")
     what = rest.pop(kinds[0])
     if kinds[0] == "reward":
-        if rest:
-            near = did_you_mean(next(iter(rest)), ("weight",))
-            raise UsageError(f"reward {what!r} has no setting {next(iter(rest))!r}.{near} It has weight.")
+        refuse_unknown(f"reward {what!r}", rest, ["weight"])
         name, function, inner = _part(what, load)
         return name, function, inner * weight
     if kinds[0] == "ensemble":
-        return "ensemble", Ensemble.of(what, rest, load=load), weight
+        settings = read_settings(EnsembleSettings, rest, besides=["weight"])
+        return "ensemble", Ensemble(what, settings.how, settings.k, load=load), weight
     from prefopt.rewards.judge import Judge
 
-    return "judge", Judge.of(what, rest), weight
+    if "model" not in rest:
+        raise UsageError(f"judge {what!r} needs the name of its model: write {{judge: {what}, model: NAME}}.")
+    return "judge", read_settings(Judge, {"base_url": what, **rest}, besides=["weight"]), weight
 
 
 def _is_pair(item: Any) -> bool:

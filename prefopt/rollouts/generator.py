@@ -1,8 +1,8 @@
 """Sampling completions from a model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from prefopt.core.errors import UsageError, did_you_mean
-from prefopt.core.settings import check_parameter, parameter
+from prefopt.core.errors import UsageError
+from prefopt.core.settings import Settings, parameter
 from prefopt.rollouts.kv_cache import with_cache
 from prefopt.rollouts.sample import Sample
 
@@ -26,36 +26,16 @@ STAGE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationSettings:
+class GenerationSettings(Settings):
     """How completions are sampled."""
 
+    name: ClassVar[str] = "generation"
     n: int = parameter(4, "completions per prompt", at_least=1)
     max_new_tokens: int = parameter(256, "tokens per completion at the most", at_least=1)
     temperature: float = parameter(1.0, "sampling temperature; 0 takes the most likely token", at_least=0)
     top_p: float = parameter(1.0, "smallest set of tokens with this total probability; 1 is off", above=0, at_most=1)
     top_k: int = parameter(0, "the k most likely tokens; 0 is off", at_least=0)
     batch_size: int = parameter(64, "sequences generated at once", at_least=1)
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            check_parameter("generation", field, getattr(self, field.name))
-
-    @classmethod
-    def of(cls, settings: "GenerationSettings | dict[str, Any] | None") -> Self:
-        """From a dict of the fields.
-
-        Raises:
-            UsageError: an unknown field or a value out of bounds.
-        """
-        if isinstance(settings, cls):
-            return settings
-        known = [field.name for field in fields(cls)]
-        for key in settings or {}:
-            if key not in known:
-                raise UsageError(
-                    f"generation has no setting {key!r}.{did_you_mean(key, known)} It has {', '.join(known)}."
-                )
-        return cls(**(settings or {}))
 
 
 @dataclass(frozen=True)

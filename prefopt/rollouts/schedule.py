@@ -1,17 +1,19 @@
 """How often what was sampled is learned from."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import ClassVar
 
-from prefopt.core.settings import check_parameter, parameter
+from prefopt.core.settings import Settings, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Settings):
     """How often what was sampled is learned from.
 
     A rollout holds the prompts of ``minibatches`` optimizer steps and is gone through ``passes`` times.
     """
 
+    name: ClassVar[str] = "plan"
     passes: int = parameter(1, "times that each rollout is gone through", at_least=1)
     minibatches: int = parameter(1, "optimizer steps in a pass; a rollout holds the prompts of so many", at_least=1)
     target_kl: float = parameter(
@@ -19,7 +21,3 @@ class Plan:
     )
     renew_reference: bool = parameter(False, "make the policy its own reference before every rollout (rounds)")
     restart: bool = parameter(False, "learn from every rollout beginning with the weights of the start (rounds)")
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            check_parameter("plan", field, getattr(self, field.name))

@@ -8,8 +8,9 @@ import torch
 from transformers import TrainingArguments
 
 from prefopt.core.console import say
-from prefopt.core.errors import UsageError, did_you_mean
+from prefopt.core.errors import UsageError
 from prefopt.core.recipe import Recipe
+from prefopt.core.settings import refuse_unknown
 from prefopt.models.precision import compute_dtype
 
 # Fields that would have no effect in this trainer, each with what to do instead.
@@ -133,9 +134,7 @@ def merged_fields(given: dict[str, Any], recipe: dict[str, Any], algorithm: str)
         UsageError: an unknown field, or one without effect here.
     """
     fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
-    for key in given:
-        if key not in fields:
-            raise UsageError(f"args has no field {key!r}.{did_you_mean(key, fields)} See TrainingArguments.")
+    refuse_unknown("args", given, fields, see="transformers.TrainingArguments")
     _refuse_without_effect(given)
     recipe = {"output_dir": "prefopt-" + re.sub(r"[^\w.=]+", "-", algorithm).strip("-"), **recipe}
     if "gradient_checkpointing" in given or "activation_checkpointing" in given:

@@ -1,24 +1,26 @@
 """What a trainer is put together from: checked, loaded and made before anything is trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from prefopt.algorithms import Algorithm
+from prefopt.algorithms import Algorithm, get_algorithm
 from prefopt.core.console import say
 from prefopt.core.errors import UsageError
 from prefopt.core.labels import Axis, optional_labels
 from prefopt.core.needs import Needs
+from prefopt.core.objective import Objective
 from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
 from prefopt.models import ModelSettings, Reference, load_policy, load_tokenizer, make_reference, settle_padding
-from prefopt.models.adapters import is_adapter_model
+from prefopt.models.load import check_model
+from prefopt.models.origin import Origin, origin_of
 from prefopt.rollouts import GenerationSettings
 from prefopt.training.arguments import training_arguments
 from prefopt.training.rollout_source import OnlineRun
+from prefopt.training.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -26,117 +28,153 @@ class Parts:
     """What a trainer is put together from.
 
     Attributes:
-        args: the algorithm's recipe with the user's settings over it.
-        policy: the model that is trained.
-        tokenizer: of the policy, or the one that was given.
-        reference: where the algorithm needs one.
-        online: what samples and rewards, where the algorithm does.
+        algorithm: The algorithm that is trained.
+        args: The algorithm's recipe with the user's settings over it.
+        policy: The model that is trained.
+        tokenizer: The policy's tokenizer, or the one that was given.
+        reference: The reference, where the algorithm needs one.
+        online: What samples and rewards, where the algorithm does.
         adapter_kind: ``"lora"`` or ``"qlora"`` where an adapter is trained.
+        reader: What makes datasets of further sources.
+        train_dataset: The training data, if any was given.
+        eval_dataset: The held-out data, if any was given, or several by name.
     """
 
+    algorithm: Algorithm
     args: TrainingArguments
     policy: nn.Module
     tokenizer: PreTrainedTokenizerBase
     reference: Reference | None
     online: OnlineRun | None
     adapter_kind: str | None
+    reader: "DataReader"
+    train_dataset: TokenizedDataset | None
+    eval_dataset: TokenizedDataset | dict[str, TokenizedDataset] | None
 
 
-def assemble(
-    algorithm: Algorithm,
-    model: str | Path | nn.Module,
-    *,
-    adapter: Any,
-    lora: Mapping[str, Any] | None,
-    reference: Any,
-    cached: bool,
-    reward: Any,
-    generation: Any,
-    data: DataSettings,
-    processing_class: PreTrainedTokenizerBase | None,
-    args: Mapping[str, Any] | TrainingArguments | None,
-    trust_remote_code: bool,
-) -> Parts:
-    """Load and make what a trainer works with, and say what was settled on the way.
+def assemble(spec: RunSpec) -> Parts:
+    """Load and make what a trainer works with, and say what was decided on the way.
 
-    Args:
-        algorithm: what is trained.
-        model, adapter, lora, reference, reward, generation, processing_class, args, trust_remote_code: see
-            `prefopt.Trainer`.
-        cached: whether a cache on disk answers for the reference.
-        data: how rows are read and encoded.
+    What costs nothing is checked first; then the data are prepared, which needs the tokenizer and the model's config
+    alone; weights come last.
 
     Raises:
-        UsageError, ModelError: what cannot work, with the remedy.
+        UsageError, DataError, ModelError: What cannot work, with the remedy.
     """
-    rewards = algorithm.objective.needs.rewards
-    settings = ModelSettings(
-        adapter=adapter, lora=dict(lora or {}), trust_remote_code=trust_remote_code, rewards=rewards
-    )
-    arrived_with_adapter = _brings_adapter(model)
-    trains_adapter = adapter is not None or arrived_with_adapter
+    algorithm = resolved(spec.algorithm)
+    check_assembly(algorithm, spec)
+    data = DataSettings.of(spec.data)
+    settings = model_settings(algorithm, spec)
+    check_model(spec.model, settings)
+    origin = origin_of(spec.model, spec.trust_remote_code)
+    trains_adapter = spec.adapter is not None or origin.lora is not None
     args = training_arguments(
-        args,
+        spec.args,
         algorithm.recipe,
         algorithm=algorithm.name,
         trains_adapter=trains_adapter,
         quantized=settings.quantize,
     )
+    # Data.
+    tokenizer = spec.processing_class or load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+    reader = DataReader(algorithm, tokenizer, data, origin.context, args.seed)
+    train = reader(spec.train_dataset, "train")
+    several = isinstance(spec.eval_dataset, Mapping)
+    given = spec.eval_dataset if several else {"eval": spec.eval_dataset}
+    held_out = {name: reader(source, name) for name, source in given.items()}
+    # Weights.
     set_seed(args.seed)
-    policy = load_policy(model, settings)
-    tokenizer = processing_class or load_tokenizer(model, trust_remote_code=trust_remote_code)
-    if rewards:
+    policy = load_policy(spec.model, settings)
+    if settings.rewards:
+        # The padding of a reward model is known only when its head is.
         tokenizer, lines = settle_padding(policy, tokenizer)
+        reader = replace(reader, tokenizer=tokenizer)
+        train = _padded(train, tokenizer)
+        held_out = {name: _padded(one, tokenizer) for name, one in held_out.items()}
         for line in lines:
             say(f"{algorithm.name}: {line}")
-    kept: Reference | None = None
-    if algorithm.needs_reference:
-        kept = make_reference(
-            policy,
-            reference,
-            arrived_with_adapter=arrived_with_adapter,
-            settings=settings,
-            renewable=algorithm.plan.renew_reference,
-            cached=cached,
-        )
-        say(f"{algorithm.name}: the reference is {kept.description}.")
+    reference = _reference(algorithm, spec, policy, origin, settings)
     online: OnlineRun | None = None
     if algorithm.online:
-        # A resumed run goes on with the rollout in its checkpoint; there is nothing to skip over.
+        # A resumed run continues with the rollout in its checkpoint; there is nothing to skip over.
         args.ignore_data_skip = True
         online = OnlineRun(
             algorithm,
             policy,
             tokenizer,
-            reference=kept,
-            reward=reward,
-            generation=generation,
+            reference=reference,
+            reward=spec.reward,
+            generation=spec.generation,
             data=data,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=spec.trust_remote_code,
         )
-    kind = ("qlora" if settings.quantize else "lora") if trains_adapter else None
-    return Parts(args, policy, tokenizer, kept, online, kind)
+    return Parts(
+        algorithm=algorithm,
+        args=args,
+        policy=policy,
+        tokenizer=tokenizer,
+        reference=reference,
+        online=online,
+        adapter_kind=("qlora" if settings.quantize else "lora") if trains_adapter else None,
+        reader=reader,
+        train_dataset=train,
+        eval_dataset=held_out if several else held_out["eval"],
+    )
 
 
-def check_assembly(
-    algorithm: Algorithm, reference: Any, reward: Any, generation: Any, reference_cache: Any = None
-) -> None:
+def _padded(dataset: TokenizedDataset | None, tokenizer: PreTrainedTokenizerBase) -> TokenizedDataset | None:
+    return None if dataset is None else dataset.padded_with(tokenizer.pad_token_id)
+
+
+def resolved(algorithm: str | Objective | Algorithm) -> Algorithm:
+    """The algorithm that a user's argument stands for."""
+    return get_algorithm(algorithm) if isinstance(algorithm, (str, Objective)) else algorithm
+
+
+def model_settings(algorithm: Algorithm, spec: RunSpec) -> ModelSettings:
+    """How the policy of a run is loaded."""
+    return ModelSettings(
+        adapter=spec.adapter,
+        lora=dict(spec.lora or {}),
+        trust_remote_code=spec.trust_remote_code,
+        rewards=algorithm.objective.needs.rewards,
+    )
+
+
+def _reference(
+    algorithm: Algorithm, spec: RunSpec, policy: nn.Module, origin: Origin, settings: ModelSettings
+) -> Reference | None:
+    if not algorithm.needs_reference:
+        return None
+    reference = make_reference(
+        policy,
+        spec.reference,
+        arrived_with_adapter=origin.lora is not None,
+        settings=settings,
+        renewable=algorithm.plan.renew_reference,
+        cached=spec.reference_cache is not None,
+    )
+    say(f"{algorithm.name}: the reference is {reference.description}.")
+    return reference
+
+
+def check_assembly(algorithm: Algorithm, spec: RunSpec) -> None:
     """Refuse what an algorithm does not use, and what it cannot do without.
 
     Raises:
-        UsageError: with what to leave out or to give.
+        UsageError: With what to leave out or to give.
     """
-    name = algorithm.name
-    if reference is not None and not algorithm.needs_reference:
+    name, generation = algorithm.name, spec.generation
+    if spec.reference is not None and not algorithm.needs_reference:
         raise UsageError(f"{name} uses no reference model: leave reference= out.")
-    if reference_cache is not None:
+    if spec.reference_cache is not None:
         _check_cache(algorithm)
-    if algorithm.online and reward is None:
+    if algorithm.online and spec.reward is None:
         raise UsageError(f"{name} needs a reward: pass reward=, a function (or --reward FILE.py:NAME).")
-    if not algorithm.online and (reward is not None or generation is not None):
-        which = "reward" if reward is not None else "generation"
+    if not algorithm.online and (spec.reward is not None or generation):
+        which = "reward" if spec.reward is not None else "generation"
         raise UsageError(f"{name} trains on a dataset and samples nothing: leave {which}= out.")
-    if reference is not None and algorithm.plan.renew_reference:
+    if spec.reference is not None and algorithm.plan.renew_reference:
         raise UsageError(f"{name} makes the policy its own reference, round by round: leave reference= out.")
     if algorithm.online and (least := algorithm.source.compares) > 1:
         n = generation.n if isinstance(generation, GenerationSettings) else (generation or {}).get("n")
@@ -190,51 +228,65 @@ def check_batches(algorithm: Algorithm, needs: Needs, args: TrainingArguments) -
             )
 
 
-def prepare_data(
-    source: Any,
-    which: str,
-    *,
-    algorithm: Algorithm,
-    needs: Needs,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: DataSettings,
-    context: int | None,
-    seed: int,
-) -> TokenizedDataset | None:
-    """A dataset as the algorithm takes it, with what is worth knowing about it said.
+@dataclass(frozen=True)
+class DataReader:
+    """Makes datasets as an algorithm takes them.
 
-    Args:
-        source: whatever `prepare_dataset` takes, one that it made, or None.
-        which: what the dataset is called in lines, such as "train".
-        algorithm: what is trained.
-        needs: of the objective that is trained.
-        tokenizer: of the policy.
-        settings: how rows are read and encoded.
-        context: tokens that the model can read.
-        seed: of the partners of mismatched rows.
+    Attributes:
+        algorithm: The algorithm.
+        tokenizer: The policy's tokenizer.
+        settings: How rows are read and encoded.
+        context: The tokens that the model can read; None where that is not known.
+        seed: The seed of the partners of mismatched rows.
     """
-    name, kind = algorithm.name, algorithm.data_kind
-    labels = () if algorithm.online else needs.labels
-    if isinstance(source, TokenizedDataset):
-        source.check(kind, labels, name)
-        return source.without_reference()
-    if source is None:
-        return None
-    dataset = prepare_dataset(
-        source,
-        kind,
-        tokenizer,
-        settings,
-        context=context,
-        mismatched="mismatched" in needs.observes,
-        seed=seed,
-        labels=labels,
-        reader=name,
-        singles=needs.singles,
-    )
-    for line in [*dataset.notes, *_unread(dataset, needs, name), *dataset.audit.lines()]:
-        say(f"{which} data: {line}")
-    return dataset
+
+    algorithm: Algorithm
+    tokenizer: PreTrainedTokenizerBase
+    settings: DataSettings
+    context: int | None
+    seed: int
+
+    def __call__(self, source: Any, which: str) -> TokenizedDataset | None:
+        """The dataset of a source, with what is worth knowing about it said.
+
+        Args:
+            source: Whatever `prepare_dataset` takes, a dataset that it made, or None.
+            which: The name of the dataset in lines, such as "train".
+        """
+        if source is None:
+            return None
+        if isinstance(source, TokenizedDataset):
+            return self.read(source)
+        dataset = self.read(source)
+        for line in self.lines(dataset):
+            say(f"{which} data: {line}")
+        return dataset
+
+    def read(self, source: Any) -> TokenizedDataset:
+        """The dataset of a source."""
+        algorithm, needs = self.algorithm, self.algorithm.objective.needs
+        # What is sampled is labelled by its reward.
+        labels = () if algorithm.online else needs.labels
+        if isinstance(source, TokenizedDataset):
+            source.check(algorithm.data_kind, labels, algorithm.name)
+            return source.without_reference()
+        return prepare_dataset(
+            source,
+            algorithm.data_kind,
+            self.tokenizer,
+            self.settings,
+            context=self.context,
+            mismatched="mismatched" in needs.observes,
+            seed=self.seed,
+            labels=labels,
+            reader=algorithm.name,
+            singles=needs.singles,
+        )
+
+    def lines(self, dataset: TokenizedDataset) -> list[str]:
+        """What is worth knowing about a dataset."""
+        algorithm = self.algorithm
+        return [*dataset.notes, *_unread(dataset, algorithm.objective.needs, algorithm.name), *dataset.audit.lines()]
 
 
 def _unread(dataset: TokenizedDataset, needs: Needs, name: str) -> list[str]:
@@ -243,10 +295,3 @@ def _unread(dataset: TokenizedDataset, needs: Needs, name: str) -> list[str]:
     known = set(optional_labels(Axis.EXAMPLE)) & set(dataset.examples[0].labels)
     unread = sorted(known - {*needs.labels, *needs.optional})
     return [f"{name} does not use {', '.join(unread)} of this data"] if unread else []
-
-
-def _brings_adapter(model: str | Path | nn.Module) -> bool:
-    """Whether this model, or the folder that it is loaded from, has an adapter of its own."""
-    if isinstance(model, (str, Path)):
-        return (Path(model) / "adapter_config.json").is_file()
-    return is_adapter_model(model)

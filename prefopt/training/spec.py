@@ -1,295 +1,231 @@
-"""One schema for YAML files, flags and Python: what a training run is."""
+"""A training run: every argument of `prefopt.Trainer`, of a run file and of `prefopt train`, written once.
 
-import dataclasses
-import inspect
-import re
+Nothing here needs torch, so that the flags of the command line are known at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from prefopt.core.arguments import argument
 
-from prefopt.core.errors import UsageError, did_you_mean, nearest
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
-
-class _Loader(yaml.SafeLoader):
-    """Reads numbers and booleans as YAML 1.2 does: 5e-6 is a number, and `no` is a word (as in save_strategy: no)."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float"))]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(true|false|True|False|TRUE|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
-    list("-+.0123456789"),
-)
-
-
-def _without_doubles(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping; a key that stands in it twice is refused, where PyYAML would drop the first."""
-    seen: set[Any] = set()
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
-        seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _without_doubles)
-
-
-class DataConfig(BaseModel):
-    """Where the data is; every further key is a field of `DataSettings`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    train: str | None = None
-    eval: str | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class RunConfig(BaseModel):
-    """A training run.
-
-    Attributes:
-        algorithm: its name.
-        hyperparameters: of the algorithm, by the names that `prefopt explain` lists.
-        model, adapter, lora, reference, reference_cache, reward, share_prompts, trust_remote_code: as in
-            `prefopt.Trainer`.
-        data: ``train``, ``eval`` and fields of `DataSettings`.
-        generation: fields of `GenerationSettings`.
-        args: fields of ``transformers.TrainingArguments``.
-        watch: arguments of `prefopt.Watch`, which looks out for reward hacking.
-        out: folder for the result; checkpoints go to ``out/checkpoints``.
-        resume: continue from the newest checkpoint.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    algorithm: str
-    hyperparameters: dict[str, Any] = Field(default_factory=dict)
-    model: str
-    adapter: str | None = None
-    lora: dict[str, Any] = Field(default_factory=dict)
-    reference: str | None = None
-    reference_cache: str | None = None
-    reward: str | list[Any] | dict[str, Any] | None = None
-    data: DataConfig = Field(default_factory=DataConfig)
-    generation: dict[str, Any] = Field(default_factory=dict)
-    args: dict[str, Any] = Field(default_factory=dict)
-    watch: dict[str, Any] = Field(default_factory=dict)
-    out: str
-    resume: bool = False
-    share_prompts: bool = True
-    trust_remote_code: bool = False
-
-    @classmethod
-    def build(cls, values: dict[str, Any]) -> Self:
-        """Validate.
-
-        Raises:
-            UsageError: naming the key and what is wrong with it.
-        """
-        return build_config(cls, values)
-
-
-Config = TypeVar("Config", bound=BaseModel)
-
-
-def build_config(kind: type[Config], values: dict[str, Any]) -> Config:
-    """Validate.
-
-    Args:
-        kind: of the config.
-        values: its sections.
-
-    Raises:
-        UsageError: naming the key and what is wrong with it.
-    """
-    check_sections(kind, values)
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        if first["type"] == "missing":
-            raise UsageError(f"{where} is missing: give --{where}, or {where}: in the config file.") from None
-        raise UsageError(f"config: {where}={first['input']!r}: {first['msg'].lower()}.") from None
-
-
-def check_sections(kind: type[BaseModel], values: dict[str, Any], where: str = "config") -> None:
-    """Refuse what is no section.
-
-    Args:
-        kind: of the config.
-        values: its sections.
-        where: they come from, for messages.
-
-    Raises:
-        UsageError: naming the key, and the nearest section or the nearest field of a section.
-    """
-    for key in values:
-        if key not in kind.model_fields:
-            near = did_you_mean(str(key), kind.model_fields) or _belongs(str(key), values)
-            raise UsageError(f"{where}: there is no section {key!r}.{near} It has {', '.join(kind.model_fields)}.")
-
-
-def _belongs(key: str, values: dict[str, Any]) -> str:
-    """The section that has a field of nearly this name, as part of a message; empty where none has."""
-    if not isinstance(values.get("algorithm"), str):
-        return ""
-    for section, known in flag_sections(values["algorithm"]).items():
-        near = nearest(key, known)
-        if near:
-            return f" Did you mean {near!r} in section {section!r}?"
-    return ""
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UsageError: no such file, not YAML, or not a mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"config file {path} does not exist.")
-    try:
-        values = yaml.load(path.read_text(), _Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"config file {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"config file {path} must hold a mapping with keys such as model: and data:.")
-    return values
-
-
-def parse_value(text: str) -> Any:
-    """A flag's text as a value: numbers, true/false/null, lists and mappings as YAML 1.2 reads them, else text."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        return text
-
-
-def parse_rewards(texts: list[str]) -> Any:
-    """What ``--reward``, given once or several times, stands for.
-
-    A text that begins with ``[`` or ``{`` is read as YAML: ``[NAME, 0.5]`` is a reward with its weight, and
-    ``{judge: URL, model: NAME}`` a mapping as in a config file. Any other is a name, and stays as it is.
-
-    Raises:
-        UsageError: such a text is not YAML.
-    """
-    rewards = [parse_value(text) if text.lstrip()[:1] in ("[", "{") else text for text in texts]
-    for text, reward in zip(texts, rewards, strict=True):
-        if reward == text and text.lstrip()[:1] in ("[", "{"):
-            raise UsageError(f"--reward {text!r} is not YAML: close its brackets, and put a space after each colon.")
-    return rewards[0] if len(rewards) == 1 else rewards
-
-
-def assign(values: dict[str, Any], dotted: str) -> None:
-    """Put ``section.key=value`` into nested ``values``.
-
-    Raises:
-        UsageError: it is not of that form.
-    """
-    key, sign, text = dotted.partition("=")
-    if not sign or not key:
-        raise UsageError(f"--set {dotted!r} must be of the form section.key=value.")
-    *path, last = key.split(".")
-    for part in path:
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
-            raise UsageError(f"--set {dotted!r}: {part} is not a section.")
-    values[last] = parse_value(text)
-
-
-def assign_flag(values: dict[str, Any], flag: str, text: str, algorithm: str) -> None:
-    """Put a free flag such as ``--beta 0.2`` into the section that has a field of that name.
-
-    Hyperparameters of the algorithm come first, then training arguments, data and generation settings.
-
-    Raises:
-        UsageError: no section has such a field; the nearest name is suggested.
-    """
-    name = flag.lstrip("-").replace("-", "_")
-    sections = flag_sections(algorithm)
-    for section, known in sections.items():
-        if name in known:
-            values.setdefault(section, {})[name] = parse_value(text)
-            return
-    everything = [field for known in sections.values() for field in known]
-    everything += list(RunConfig.model_fields)
-    own = ", ".join(sections["hyperparameters"]) or "none"
-    if any(sign in algorithm for sign in "+*"):
-        own = "those of its parts, in brackets, as in 'dpo(beta=0.2) + 0.2*sft'"
-    near = did_you_mean(name, everything).replace("_", "-")
-    raise UsageError(f"there is no option {flag}.{near} The hyperparameters of {algorithm}: {own}.")
-
-
-def flag_sections(algorithm: str) -> dict[str, list[str]]:
-    """Which flags an algorithm takes, by section of the config."""
-    from transformers import TrainingArguments
-
-    from prefopt.algorithms import get_algorithm
+    from prefopt.algorithms import Algorithm
+    from prefopt.core.objective import Objective
     from prefopt.data import DataSettings
     from prefopt.rollouts import GenerationSettings
 
-    resolved = get_algorithm(algorithm)
-    sections = {
-        "hyperparameters": list(resolved.hyperparameters),
-        "args": [field.name for field in dataclasses.fields(TrainingArguments)],
-        "data": [field.name for field in dataclasses.fields(DataSettings)],
-    }
-    if resolved.online:
-        sections["generation"] = [field.name for field in dataclasses.fields(GenerationSettings)]
-    return sections
+REWARD = str | list | dict
+"""A reward as a file can say it."""
 
 
-def make_trainer(config: RunConfig) -> Any:
-    """The `prefopt.Trainer` of a run."""
-    from prefopt.algorithms import get_algorithm
-    from prefopt.training.trainer import Trainer
+@dataclass(frozen=True, eq=False)
+class RunSpec:
+    """The arguments of `prefopt.Trainer`.
 
-    if config.data.train is None:
-        raise UsageError("data is missing: give --data, or data: {train: ...} in the config file.")
-    return Trainer(
-        model=config.model,
-        algorithm=get_algorithm(config.algorithm, **config.hyperparameters),
-        train_dataset=config.data.train,
-        eval_dataset=config.data.eval,
-        adapter=config.adapter,
-        lora=config.lora,
-        reference=config.reference,
-        reference_cache=config.reference_cache,
-        reward=config.reward,
-        data=config.data.settings,
-        generation=config.generation or None,
-        callbacks=[make_watch(config.watch)] if config.watch else (),
-        args={"output_dir": str(Path(config.out) / "checkpoints"), **config.args},
-        share_prompts=config.share_prompts,
-        trust_remote_code=config.trust_remote_code,
+    A new argument is one field here, and the place that uses it: `prefopt.training.build`, which makes what a trainer
+    works with from a `RunSpec`, or the trainer. Its metadata (see `argument`) say what it means, and its type in a
+    file. The signature of the trainer and of `prefopt.plan`, the key of a run file and of a pipeline's stages, the
+    flags of `prefopt train` and `prefopt plan`, and the descriptions of all of these follow.
+    """
+
+    model: "str | Path | PreTrainedModel | PeftModel" = field(
+        metadata=argument(
+            "Path or hub id of the policy. The folder of an adapter trains that adapter further.",
+            python="Or a loaded transformers or peft model.",
+            file=str,
+            flags=("--model", "-m"),
+            shared=True,
+            model=True,
+        )
+    )
+    algorithm: "str | Objective | Algorithm" = field(
+        metadata=argument(
+            "Name of the algorithm, or a weighted sum such as 'dpo + 0.2*sft'; `prefopt algorithms` lists the names.",
+            python="Or an objective, or what `prefopt.get_algorithm` returns.",
+            file=str,
+        )
+    )
+    train_dataset: Any = field(
+        default=None,
+        metadata=argument(
+            "Training data: a path or hub id. Rows are converted to what the algorithm takes.",
+            python="Or a ``datasets.Dataset`` or a list of dicts.",
+            file=str,
+            key="data.train",
+            flags=("--data", "-d"),
+        ),
+    )
+    eval_dataset: Any = field(
+        default=None,
+        metadata=argument(
+            "Held-out data for the evaluation, in the forms of the training data.",
+            python="Or several datasets by name.",
+            file=str,
+            key="data.eval",
+            flags=("--eval-data",),
+        ),
+    )
+    _: KW_ONLY
+    adapter: "str | LoraConfig | None" = field(
+        default=None,
+        metadata=argument(
+            "lora, or qlora for a base in 4 bit; without it all weights are trained.",
+            python="Or a ``peft.LoraConfig``.",
+            file=str,
+            shared=True,
+        ),
+    )
+    reference: "str | Path | PreTrainedModel | PeftModel | None" = field(
+        default=None,
+        metadata=argument(
+            "Path or hub id of the reference, if it is not the policy as it arrived.",
+            python="Or a loaded model. For algorithms that need a reference.",
+            file=str,
+            model=True,
+        ),
+    )
+    reward: Any = field(
+        default=None,
+        metadata=argument(
+            "Reward of an online algorithm: FILE.py:NAME, a reward model, a built-in such as "
+            "'length_penalty(limit=64)', or a judge; with a weight: '0.5*NAME'.",
+            python="Or a function ``f(prompts, completions, **columns) -> list[float]``, or a list of these, each "
+            "alone or as a pair with its weight (see `prefopt.make_reward`).",
+            file=REWARD,
+            model=True,
+        ),
+    )
+    processing_class: "PreTrainedTokenizerBase | None" = field(
+        default=None, metadata=argument("The tokenizer; by default the model's own.")
+    )
+    data: "Mapping[str, Any] | DataSettings | None" = field(
+        default=None,
+        metadata=argument(
+            "Settings of the data, fields of `prefopt.DataSettings`.",
+            file=dict,
+            settings="prefopt.data.settings:DataSettings",
+            shared=True,
+        ),
+    )
+    generation: "Mapping[str, Any] | GenerationSettings | None" = field(
+        default=None,
+        metadata=argument(
+            "Settings of the sampling of online algorithms, fields of `prefopt.GenerationSettings`.",
+            file=dict,
+            settings="prefopt.rollouts.generator:GenerationSettings",
+            shared=True,
+        ),
+    )
+    args: "Mapping[str, Any] | TrainingArguments | None" = field(
+        default=None,
+        metadata=argument(
+            "Fields of ``transformers.TrainingArguments``, merged over the algorithm's recipe. "
+            "per_device_train_batch_size counts examples of the algorithm's kind: pairs, labelled rows, "
+            "demonstrations, or prompts of an online algorithm.",
+            python="Or a ``TrainingArguments`` object, taken as it is.",
+            file=dict,
+            settings="transformers:TrainingArguments",
+            shared=True,
+        ),
+    )
+    callbacks: "Sequence[TrainerCallback | type[TrainerCallback]]" = field(
+        default=(),
+        metadata=argument(
+            "Callbacks of transformers, objects or classes. An online run without a `prefopt.Watch` gets one, which "
+            "warns of reward hacking."
+        ),
+    )
+    lora: Mapping[str, Any] | None = field(
+        default=None,
+        metadata=argument(
+            "Fields of ``peft.LoraConfig`` over prefopt's defaults.",
+            file=dict,
+            settings="peft:LoraConfig",
+            shared=True,
+        ),
+    )
+    reference_cache: str | Path | None = field(
+        default=None,
+        metadata=argument(
+            "Folder for the reference's log-probs of the datasets, scored once for every run with this reference and "
+            "these tokens. Without it they are scored in every step.",
+            file=str,
+        ),
+    )
+    share_prompts: bool = field(
+        default=True,
+        metadata=argument(
+            "One forward pass for the prompt of several completions, where the model allows it (which is checked on "
+            "its numbers). Off, every row is padded by itself.",
+            file=bool,
+        ),
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata=argument("Permission to run code that comes with the model.", file=bool, shared=True)
     )
 
 
-def make_watch(settings: dict[str, Any]) -> Any:
-    """The `prefopt.Watch` of a run.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RunFile(RunSpec):
+    """A training run as a YAML file or a command line says it, with what the trainer itself does not take."""
 
-    Raises:
-        UsageError: an unknown argument, with the nearest name.
-    """
-    from prefopt.training.watch import Watch
+    hyperparameters: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=argument("Hyperparameters of the algorithm, by the names that `prefopt explain` lists.", file=dict),
+    )
+    watch: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=argument(
+            "Settings of `prefopt.Watch`, which looks out for reward hacking.",
+            file=dict,
+            settings="prefopt.training.watch:Watch",
+        ),
+    )
+    out: str = field(
+        metadata=argument(
+            "Folder for the result; checkpoints go to its folder checkpoints.", file=str, flags=("--out", "-o")
+        )
+    )
+    resume: bool = field(
+        default=False, metadata=argument("Continuation of the run from its newest checkpoint.", file=bool)
+    )
 
-    known = list(inspect.signature(Watch).parameters)
-    for key in settings:
-        if key not in known:
-            raise UsageError(f"watch has no setting {key!r}.{did_you_mean(key, known)} It has {', '.join(known)}.")
-    return Watch(**settings)
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `prefopt.Trainer`.
+
+        Raises:
+            UsageError: Hyperparameters or settings of the watch that cannot be.
+        """
+        from prefopt.algorithms import get_algorithm
+        from prefopt.core.settings import read_settings
+        from prefopt.training.watch import Watch
+
+        own = {one.name: getattr(self, one.name) for one in fields(RunSpec)}
+        own["algorithm"] = get_algorithm(self.algorithm, **self.hyperparameters)
+        own["args"] = {"output_dir": str(Path(self.out) / "checkpoints"), **(self.args or {})}
+        own["callbacks"] = [read_settings(Watch, self.watch)] if self.watch else ()
+        return own
+
+
+@dataclass(frozen=True, eq=False)
+class PlanSpec(RunSpec):
+    """The arguments of `prefopt.plan`: those of the trainer, and what a plan asks besides."""
+
+    _: KW_ONLY
+    device: str = field(
+        default="cuda",
+        metadata=argument("cuda, for a card with bfloat16 and its recipe, or cpu.", file=str),
+    )
+    prompt_length: int | None = field(
+        default=None, metadata=argument("Tokens of a prompt, where no data is given.", file=int)
+    )

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +10,28 @@ import transformers
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
-from prefopt.algorithms import Algorithm, get_algorithm
+from prefopt.core.arguments import method_takes
 from prefopt.core.counts import LossSums, step_loss
 from prefopt.core.errors import UsageError
 from prefopt.core.loss import Loss, State
 from prefopt.core.micro_batch import MicroBatch
 from prefopt.core.objective import Objective
 from prefopt.core.version import VERSION
-from prefopt.data import DataSettings, TokenizedDataset, collate, prepare_dataset, read_ahead
+from prefopt.data import TokenizedDataset, collate, prepare_dataset
 from prefopt.models import save_policy
 from prefopt.models.export import RUN_FILE
-from prefopt.rollouts import GenerationSettings
 from prefopt.scoring import share_prompts as let_share_prompts
 from prefopt.scoring.scorer import StepScorer, pair_accuracy
 from prefopt.training.arguments import CHECKPOINTING
-from prefopt.training.build import assemble, check_assembly, check_batches, prepare_data
+from prefopt.training.build import assemble, check_batches
 from prefopt.training.loading import step_loader
 from prefopt.training.metrics import Means
 from prefopt.training.preparation import Preparation, Step
 from prefopt.training.reference_cache import ReferenceCache
+from prefopt.training.spec import RunSpec
 from prefopt.training.splitting import Portions
 from prefopt.training.watch import Watch
 
@@ -41,32 +40,6 @@ STATE_FILE = "objective_state.safetensors"
 
 class Trainer(transformers.Trainer):
     """Train a policy with any algorithm, swapped by one word.
-
-    Args:
-        model: path, hub id, or a loaded transformers or peft model. One that brings an adapter trains it further.
-        algorithm: a name, a weighted sum such as ``"dpo + 0.2*sft"``, an objective, or what `get_algorithm` returns.
-        train_dataset: path, hub id, ``datasets.Dataset`` or list of dicts; converted to what the algorithm takes.
-        eval_dataset: the same, for `evaluate`; or several by name.
-        adapter: None (all weights), ``"lora"``, ``"qlora"`` or a ``peft.LoraConfig``.
-        reference: None for the policy as it arrived; else a path, hub id or model. Only for algorithms that need one.
-        reward: for online algorithms: a function ``f(prompts, completions, **columns) -> list[float]``,
-            ``"FILE.py:NAME"``, or a list of these, each alone or as a pair with its weight.
-        processing_class: the tokenizer; by default the model's own.
-        data: fields of `DataSettings`.
-        generation: fields of `GenerationSettings`, for online algorithms.
-        args: a dict merged over the algorithm's recipe, or a ``TrainingArguments`` taken as it is.
-            ``per_device_train_batch_size`` counts examples of the algorithm's kind (pairs, labelled rows,
-            demonstrations, or prompts when online).
-        callbacks: of transformers. Online runs get a `prefopt.Watch` for reward hacking that warns, unless one is here.
-        lora: fields of ``peft.LoraConfig`` over prefopt's defaults.
-        reference_cache: a folder for the reference's log-probs of the datasets given here, which are scored once for
-            every run with this reference and these tokens. None scores them in every step.
-        share_prompts: whether completions of a prompt share it in forward passes where the model allows it (which is
-            checked on its numbers); False pads every row by itself.
-        trust_remote_code: run code that comes with the model.
-
-    Raises:
-        UsageError, DataError, ModelError: what cannot work, in one line with the remedy, before anything is trained.
 
     Of ``transformers.Trainer`` it overrides `get_train_dataloader` and `get_eval_dataloader` (batches that are the same
     on any number of processes, or sampled on demand), `_prepare_inputs` and `_track_num_input_tokens` (a `MicroBatch`
@@ -77,50 +50,17 @@ class Trainer(transformers.Trainer):
     `_save` (adapters without those of other roles, JSON instead of a pickle).
     """
 
-    def __init__(
-        self,
-        model: str | Path | nn.Module,
-        algorithm: str | Objective | Algorithm,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        *,
-        adapter: Any = None,
-        reference: Any = None,
-        reward: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        data: Mapping[str, Any] | DataSettings | None = None,
-        generation: Mapping[str, Any] | GenerationSettings | None = None,
-        args: Mapping[str, Any] | TrainingArguments | None = None,
-        callbacks: Any = (),
-        lora: Mapping[str, Any] | None = None,
-        reference_cache: str | Path | None = None,
-        share_prompts: bool = True,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.algorithm = get_algorithm(algorithm) if isinstance(algorithm, (str, Objective)) else algorithm
+    @method_takes(RunSpec)
+    def __init__(self, spec: RunSpec) -> None:
+        """Check the arguments, prepare the data, and load the models.
+
+        Raises:
+            UsageError, DataError, ModelError: What cannot work, in one line with the remedy, before anything is
+                trained.
+        """
+        parts = assemble(spec)
+        self.algorithm, self.data_settings = parts.algorithm, parts.reader.settings
         self.objective: Objective = self.algorithm.objective
-        check_assembly(self.algorithm, reference, reward, generation, reference_cache)
-        self.data_settings = DataSettings.of(data)
-        ahead = partial(read_ahead, kind=self.algorithm.data_kind, settings=self.data_settings)
-        train_dataset = ahead(train_dataset)
-        if isinstance(eval_dataset, Mapping):
-            eval_dataset = {name: ahead(part) for name, part in eval_dataset.items()}
-        else:
-            eval_dataset = ahead(eval_dataset)
-        parts = assemble(
-            self.algorithm,
-            model,
-            adapter=adapter,
-            lora=lora,
-            reference=reference,
-            cached=reference_cache is not None,
-            reward=reward,
-            generation=generation,
-            data=self.data_settings,
-            processing_class=processing_class,
-            args=args,
-            trust_remote_code=trust_remote_code,
-        )
         args, policy, tokenizer = parts.args, parts.policy, parts.tokenizer
         self.reference, self.online = parts.reference, parts.online
         if self.online is not None:
@@ -131,27 +71,15 @@ class Trainer(transformers.Trainer):
         self._pending_state: State = self.objective_state
         self._means = Means()
         self._flops_per_token: int | None = None
-        self._prepared = partial(
-            prepare_data,
-            algorithm=self.algorithm,
-            needs=self.objective.needs,
-            tokenizer=tokenizer,
-            settings=self.data_settings,
-            context=getattr(policy.config, "max_position_embeddings", None),
-            seed=args.seed,
-        )
+        self._prepared = parts.reader
         super().__init__(
             model=policy,
             args=args,
-            train_dataset=self._prepared(train_dataset, "train"),
-            eval_dataset=(
-                {name: self._prepared(part, name) for name, part in eval_dataset.items()}
-                if isinstance(eval_dataset, Mapping)
-                else self._prepared(eval_dataset, "eval")
-            ),
+            train_dataset=parts.train_dataset,
+            eval_dataset=parts.eval_dataset,
             processing_class=tokenizer,
             data_collator=_identity,
-            callbacks=[_Commit(self), *callbacks, *self._own_watch(callbacks)],
+            callbacks=[_Commit(self), *spec.callbacks, *self._own_watch(spec.callbacks)],
         )
         for watch in (one for one in self.callback_handler.callbacks if isinstance(one, Watch)):
             watch.attach(self._held_out_accuracy)
@@ -170,13 +98,13 @@ class Trainer(transformers.Trainer):
         check_batches(self.algorithm, self.objective.needs, self.args)
         whole = self._why_whole()
         self._learned, self._scored = Portions("training", whole), Portions("scoring", whole)
-        starts_equal = self.objective.needs.reference and reference is None
+        starts_equal = self.objective.needs.reference and spec.reference is None
         self.preparation = Preparation(self.scorer, self.accelerator, self._scored, starts_equal=starts_equal)
         for model in self._models():
-            let_share_prompts(model, share_prompts)
+            let_share_prompts(model, spec.share_prompts)
         self._cache: ReferenceCache | None = None
-        if reference_cache is not None:
-            self._fill_cache(reference_cache)
+        if spec.reference_cache is not None:
+            self._fill_cache(spec.reference_cache)
 
     # ---- assembly ----------------------------------------------------------------------------------------------
 
@@ -222,7 +150,8 @@ class Trainer(transformers.Trainer):
 
     def _own_watch(self, callbacks: Any) -> list[TrainerCallback]:
         """Online runs are watched for reward hacking, by the user's own watch or by one that only warns."""
-        given = any(isinstance(one, Watch) for one in callbacks)
+        # As transformers takes them, a callback may be a class.
+        given = any(issubclass(one if isinstance(one, type) else type(one), Watch) for one in callbacks)
         return [Watch()] if self.algorithm.online and not given else []
 
     def _held_out_accuracy(self, pairs: Any) -> Callable[[], float]:

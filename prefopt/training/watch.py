@@ -3,17 +3,19 @@
 import statistics
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from prefopt.core.console import say
-from prefopt.core.errors import UsageError
+from prefopt.core.settings import Settings, parameter
 
 LENGTH, REPETITION, KL = "completions/length", "completions/repetition", "kl"
 
 
-class Watch(TrainerCallback):
+@dataclass(kw_only=True, eq=False)
+class Watch(Settings, TrainerCallback):
     """Warns, once for each reason, and can stop the run.
 
     A proxy is a reward model, or any function that stands for what is meant. Over-optimized, it keeps rising while the
@@ -27,39 +29,24 @@ class Watch(TrainerCallback):
 
     The KL to the reference above ``kl_budget`` is a reason whatever the reward does.
 
-    Args:
-        kl_budget: nats per completion; None for no limit.
-        length: factor above 1.
-        repetition: rise of the share of repeated trigrams, 0 to 1.
-        accuracy: fall of a held-out accuracy, 0 to 1.
-        window: logged values that are averaged, at least 1.
-        held_out: preference pairs that nothing is trained on: path, hub id, dataset or list of dicts.
-        every: optimizer steps between two looks at them.
-        stop: end training at the first reason.
-
     Attributes:
-        reasons: what it has warned of, by kind.
+        reasons: The warnings so far, by kind.
     """
 
-    def __init__(
-        self,
-        *,
-        kl_budget: float | None = None,
-        length: float = 1.5,
-        repetition: float = 0.1,
-        accuracy: float = 0.05,
-        window: int = 5,
-        held_out: Any = None,
-        every: int = 20,
-        stop: bool = False,
-    ) -> None:
-        if window < 1 or every < 1 or length <= 1 or (kl_budget is not None and kl_budget <= 0):
-            raise UsageError(
-                f"watch: window={window}, every={every}, length={length}, kl_budget={kl_budget}: window and every must "
-                "be at least 1, length above 1, kl_budget above 0."
-            )
-        self.kl_budget, self.length, self.repetition, self.accuracy = kl_budget, length, repetition, accuracy
-        self.window, self.stop, self.held_out, self.every = window, stop, held_out, every
+    name: ClassVar[str] = "watch"
+    kl_budget: float | None = parameter(None, "largest KL in nats per completion; no limit by default", above=0)
+    length: float = parameter(1.5, "factor by which completions may become longer or shorter", above=1)
+    repetition: float = parameter(0.1, "rise of the share of repeated trigrams that is accepted", at_least=0, at_most=1)
+    accuracy: float = parameter(0.05, "fall of a held-out accuracy that is accepted", at_least=0, at_most=1)
+    window: int = parameter(5, "logged values that are averaged", at_least=1)
+    held_out: Any = parameter(
+        None, "preference pairs that nothing is trained on: a path, a hub id, a dataset or a list of dicts"
+    )
+    every: int = parameter(20, "optimizer steps between two looks at the held-out pairs", at_least=1)
+    stop: bool = parameter(False, "end of the training at the first warning")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._accuracy: Callable[[], float] | None = None
         self.reasons: dict[str, str] = {}
         self._first: dict[str, list[float]] = {}

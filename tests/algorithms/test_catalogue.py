@@ -12,7 +12,7 @@ import prefopt
 from prefopt.algorithms import list_algorithms
 from prefopt.cli import main
 from prefopt.core.errors import UsageError
-from prefopt.training.spec import assign_flag
+from prefopt.training.run_file import assign_flag
 
 SUM = "dpo(beta=0.2) + 0.2*sft"
 

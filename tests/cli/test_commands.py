@@ -14,7 +14,7 @@ import prefopt.training.run
 from prefopt.cli import main
 from prefopt.cli.talk import Talker
 from prefopt.scoring import why_not_shared
-from prefopt.training.spec import make_trainer
+from prefopt.training.run import make_trainer
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

@@ -15,6 +15,7 @@ from prefopt.cli import main
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     tiny.save(folder / "model")
+    (tiny.save(folder / "weightless") / "model.safetensors").unlink()
     rows = tiny.pairs(6)
     equal = [{**row, "rejected": row["chosen"]} for row in rows]
     long = [{**row, "prompt": "a " * 80} for row in rows]
@@ -49,7 +50,7 @@ CASES = {
     "no such model": (["train", "dpo", "--model", "{w}/nothing"], "no such folder"),
     "unknown data setting": (["train", "dpo", "--set", "data.max_lenght=5"], "Did you mean 'max_length'"),
     "unknown training argument": (["train", "dpo", "--set", "args.learning_rat=5"], "Did you mean 'learning_rate'"),
-    "unknown section": (["train", "dpo", "--set", "dta.train=5"], "no section 'dta'. Did you mean 'data'"),
+    "unknown section": (["train", "dpo", "--set", "dta.train=5"], "no setting 'dta'. Did you mean 'data'"),
     "no reward": (["train", "rejection_sampling"], "needs a reward"),
     "no such reward": (
         ["train", "rejection_sampling", "--reward", "{w}/reward.py:long"],
@@ -90,11 +91,24 @@ CASES = {
     "no such config": (["train", "--config", "{w}/run.yaml"], "run.yaml does not exist"),
     "a field in the place of a section": (
         ["train", "--config", "{w}/field.yaml"],
-        "field.yaml: there is no section 'lerning_rate'. Did you mean 'learning_rate' in section 'args'?",
+        "field.yaml has no setting 'lerning_rate'. Did you mean 'learning_rate' in section 'args'?",
     ),
     "a misspelt section of a file": (
         ["train", "--config", "{w}/section.yaml"],
-        "section.yaml: there is no section 'adaptr'. Did you mean 'adapter'?",
+        "section.yaml has no setting 'adaptr'. Did you mean 'adapter'?",
+    ),
+    "a training argument of a check": (
+        ["check", "{w}/pairs.json", "--model", "{w}/model", "--learning-rate", "1"],
+        "there is no option --learning-rate.",
+    ),
+    "a check that loses too much": (
+        ["check", "{w}/pairs.json", "--model", "{w}/model", "--max-length", "2"],
+        "nothing is left to train on",
+    ),
+    "a check of nothing": (["check", "--model", "{w}/model"], "check what? Give a path or hub id"),
+    "a misspelt data setting of a check": (
+        ["check", "{w}/pairs.json", "--model", "{w}/model", "--set", "data.max_lenght=9"],
+        "data has no setting 'max_lenght'. Did you mean 'max_length'?",
     ),
     "sampling from no model": (
         ["generate", "--model", "{w}/nothing", "--prompt", "a"],
@@ -139,8 +153,8 @@ CASES = {
         ["plan", "{w}/stages.yaml", "--set", "second.reference_cache={w}/cache"],
         "stage second: orpo uses no reference model: leave reference_cache= out.",
     ),
-    "a dataset is missed before a model is": (
-        ["train", "dpo", "--model", "{w}/nothing", "--data", "{w}/missing.json"],
+    "a dataset is missed before weights are": (
+        ["train", "dpo", "--model", "{w}/weightless", "--data", "{w}/missing.json"],
         "missing.json does not exist",
     ),
     "a misspelt flag of the run": (

@@ -19,7 +19,8 @@ from transformers import TrainerCallback
 import prefopt.training.run
 from prefopt.cli import main
 from prefopt.pipeline import check_pipeline, read_pipeline
-from prefopt.training.spec import make_trainer, read_yaml
+from prefopt.training.run import make_trainer
+from prefopt.training.run_file import read_yaml
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "pipeline.yaml"
 ARGS = {
@@ -349,8 +350,8 @@ WRONG = {
         "ppo.hyperparameters.passes=0",
         "stage ppo: ppo: passes=0 is out of range: it must be >= 1",
     ),
-    "an unknown section": ("ppo.rewrd=x", "stage ppo: config: there is no section 'rewrd'. Did you mean 'reward'?"),
-    "an unknown argument": ("ppo.args.learning_rat=1", "stage ppo: args has no field 'learning_rat'. Did you mean"),
+    "an unknown section": ("ppo.rewrd=x", "stage ppo: config has no setting 'rewrd'. Did you mean 'reward'?"),
+    "an unknown argument": ("ppo.args.learning_rat=1", "stage ppo: args has no setting 'learning_rat'. Did you mean"),
     "an impossible argument": (
         "ppo.args.save_strategy=sometimes",
         "stage ppo: args: sometimes is not a valid SaveStrategy",
@@ -411,7 +412,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
         "stages: {}": "stages must be a mapping",
         "algorithm: dpo": "this is a config of `prefopt train --config FILE`",
         "reward: x\nstages: {a: {algorithm: sft}}": "reward belongs into a stage",
-        "modle: x\nstages: {a: {algorithm: sft}}": "no section 'modle'. Did you mean 'model'?",
+        "modle: x\nstages: {a: {algorithm: sft}}": "pipeline has no setting 'modle'. Did you mean 'model'?",
         "stages: {a: {model: x}}": "stage a needs `algorithm: NAME` to train or `evaluate: MODEL`",
         "stages: {a: {algorithm: sft, evaluate: x}}": "stage a has both",
         "stages: {a/b: {algorithm: sft}}": "'a/b' cannot be the name of a stage",

@@ -37,7 +37,7 @@ LABELLED = [{"prompt": f"Hi {n // 2}", "completion": f" you {n}", "label": n % 2
     ("settings", "words"),
     [
         ({"max_lenght": 5}, "no setting 'max_lenght'. Did you mean 'max_length'"),
-        ({"max_length": 1}, "max_length=1 must be"),
+        ({"max_length": 1}, "max_length=1 is out of range: it must be >= 2"),
         ({"max_length": True}, "max_length=True must be"),
         ({"truncation": "keep-strat"}, "Did you mean 'keep-start'"),
         ({"format": "hh_rlhf"}, "Did you mean 'hh-rlhf'"),

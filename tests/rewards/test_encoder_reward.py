@@ -10,7 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from prefopt import Trainer, plan
 from prefopt.core.errors import ModelError, UsageError
-from prefopt.evaluation.run import Evaluation, evaluate
+from prefopt.evaluation.run import evaluate
+from prefopt.evaluation.spec import Evaluation
 from prefopt.rewards.names import load_reward
 from prefopt.rewards.reward import make_reward
 

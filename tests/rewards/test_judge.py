@@ -321,7 +321,7 @@ WRONG = {
     "a template that reaches in": ({"model": "m", "template": "{prompt.x} {first} {second}"}, "template must be"),
     "a template with a brace": ({"model": "m", "template": "{prompt} {first} {second} {"}, "template must be"),
     "messages": ({"model": "m", "body": {"messages": []}}, "without messages"),
-    "no model name": ({"model": ""}, "model='' must be a text"),
+    "no model name": ({"model": ""}, "model='' must be text"),
 }
 
 

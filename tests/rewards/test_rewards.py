@@ -12,7 +12,7 @@ from prefopt.rewards import names
 from prefopt.rewards.calling import ROLLOUT_COLUMNS, join_columns
 from prefopt.rewards.penalties import BUILT_IN, LengthPenalty
 from prefopt.rewards.reward import Ensemble, Reward, make_reward
-from prefopt.training.spec import RunConfig, parse_rewards, read_yaml
+from prefopt.training.run_file import parse_rewards, read_run, read_yaml
 
 PROMPTS = ["p", "p", "q"]
 TEXTS = ["a a a a", "a b c", ""]
@@ -109,8 +109,8 @@ WRONG = {
         "lenght_penalty(limit=3)",
         "no built-in reward 'lenght_penalty'. Did you mean 'length_penalty'?",
     ),
-    "an unknown parameter": ("length_penalty(limt=3)", "length_penalty has no parameter 'limt'. Did you mean 'limit'?"),
-    "a parameter of one without": ("missing_eos_penalty(a=3)", "no parameter 'a'. It has none."),
+    "an unknown parameter": ("length_penalty(limt=3)", "length_penalty has no setting 'limt'. Did you mean 'limit'?"),
+    "a parameter of one without": ("missing_eos_penalty(a=3)", "no setting 'a'. It has none."),
     "a value out of bounds": ("length_penalty(limit=-3)", "length_penalty: limit=-3 is out of range: it must be >= 0"),
     "a call by position": ("length_penalty(3)", "cannot read reward 'length_penalty(3)'"),
     "half of a call": ("length_penalty(limit=3", "put quotes around a call"),
@@ -141,7 +141,10 @@ WRONG = {
     "an unknown way": ({"ensemble": [words, words], "how": "median"}, "how='median' is not one of 'mean', 'min'"),
     "a k without effect": ({"ensemble": [words, words], "how": "min", "k": 2}, "k=2 has no effect with how='min'"),
     "an unknown key": ({"ensemble": [words, words], "hwo": "min"}, "no setting 'hwo'. Did you mean 'how'?"),
-    "a negative k": ({"ensemble": [words, words], "how": "mean_minus_std", "k": -1}, "at least 0"),
+    "a negative k": (
+        {"ensemble": [words, words], "how": "mean_minus_std", "k": -1},
+        "k=-1 is out of range: it must be >= 0",
+    ),
 }
 
 
@@ -305,7 +308,7 @@ def test_flags_and_yaml_say_the_same(folder: Path) -> None:
         "- ensemble: [mine.py:two, empty_penalty]\n  how: min\n  weight: 2\n"
         "- judge: http://localhost:8000/v1\n  model: m\n"
     )
-    from_yaml = make_reward(RunConfig.build(read_yaml(folder / "run.yaml")).reward)
+    from_yaml = make_reward(read_run(read_yaml(folder / "run.yaml")).reward)
     from_flags = make_reward(parse_rewards(flags))
     weights = [1, 0.5, 0.25, 2, 1]
     for reward in (from_yaml, from_flags):
@@ -315,6 +318,6 @@ def test_flags_and_yaml_say_the_same(folder: Path) -> None:
     assert from_yaml.functions["judge"] == from_flags.functions["judge"]
     assert parse_rewards(["mine.py:two"]) == "mine.py:two"
     single = {"algorithm": "dpo", "model": "m", "out": "o", "reward": {"ensemble": ["a", "b"]}}
-    assert RunConfig.build(single).reward == {"ensemble": ["a", "b"]}
+    assert read_run(single).reward == {"ensemble": ["a", "b"]}
     with pytest.raises(UsageError, match="is not YAML"):
         parse_rewards(["{judge: http://localhost"])

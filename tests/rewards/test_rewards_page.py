@@ -12,7 +12,7 @@ import yaml
 
 from prefopt.rewards.penalties import BUILT_IN
 from prefopt.rewards.reward import make_reward
-from prefopt.training.spec import RunConfig, parse_rewards
+from prefopt.training.run_file import parse_rewards, read_run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 
@@ -43,7 +43,7 @@ def test_python_blocks_run() -> None:
 
 def test_yaml_blocks_are_rewards(world: None) -> None:
     run = {"algorithm": "rejection_sampling", "model": "m", "out": "o"}
-    made = [make_reward(RunConfig.build(run | yaml.safe_load(block)).reward) for block in blocks("yaml")]
+    made = [make_reward(read_run(run | yaml.safe_load(block)).reward) for block in blocks("yaml")]
     names = [{name: weight for name, (_, weight) in reward.functions.items()} for reward in made]
     assert names == [
         {"polite": 1.0, "length_penalty": 0.5},

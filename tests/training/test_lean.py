@@ -13,7 +13,6 @@ import yaml
 from helpers import Watch, losses, trainer
 from transformers import TrainerCallback, TrainingArguments
 
-import prefopt
 from prefopt.core.errors import UsageError
 from prefopt.models.critic import make_critic
 from prefopt.models.reference import FrozenModel
@@ -149,22 +148,19 @@ def test_sharing_prompts_is_on_unless_it_is_switched_off() -> None:
 
 
 def test_a_config_switches_sharing_and_names_a_cache(tmp_path: Path) -> None:
+    from prefopt.cli.options import Said
     from prefopt.cli.train import assemble
-    from prefopt.training.spec import make_trainer
+    from prefopt.training.run import make_trainer
+    from prefopt.training.spec import RunFile
 
     base, data = tiny.save(tmp_path / "base"), tmp_path / "pairs.json"
     data.write_text(json.dumps(tiny.pairs(4)))
-    config = assemble(
-        {"model": str(base), "out": str(tmp_path / "out"), "share_prompts": False, "reference_cache": "cache"},
-        {"train": str(data)},
-        None,
-        ["args.use_cpu=true"],
-        ["dpo"],
-    )
+    given = {"model": str(base), "out": str(tmp_path / "out"), "share_prompts": False, "reference_cache": "cache"}
+    config = assemble(Said(["dpo"], given | {"data.train": str(data)}, None, ["args.use_cpu=true"]))
     made = make_trainer(config)
     assert why_not_shared(made.policy)
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    assert prefopt.training.spec.RunConfig(algorithm="dpo", model="m", out="o").share_prompts is True
+    assert RunFile(algorithm="dpo", model="m", out="o").share_prompts is True
 
 
 def test_the_page_on_memory_and_speed_runs(tmp_path: Path) -> None:

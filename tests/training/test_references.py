@@ -114,7 +114,7 @@ def test_what_contradicts_itself_is_refused(base: Path) -> None:
     cases = [
         ({"model": tiny.model(), "adapter": "qlora"}, "cannot quantize a model that is loaded already"),
         ({"adapter": "lorra"}, "is not one of None, 'lora', 'qlora'"),
-        ({"adapter": "lora", "lora": {"rank": 4}}, "peft.LoraConfig has no field 'rank'"),
+        ({"adapter": "lora", "lora": {"rank": 4}}, "lora has no setting 'rank'"),
         ({"algorithm": "orpo", "reference": str(base)}, "orpo uses no reference model"),
         ({"reward": len}, "samples nothing: leave reward= out"),
         ({"args": {"label_smoothing_factor": 0.1}}, "label_smoothing_factor=0.1 would have no effect"),

@@ -19,11 +19,11 @@ class Origin:
     """A model that is named, given, or will be made by an earlier stage.
 
     Attributes:
-        config: of its base.
-        base: by what name the base is known; adapters with the same one can share it. None where it has none.
-        lora: of the adapter that it comes with; None without one.
-        quantized: whether that adapter goes with a base in 4 bit, or the model is in 4 bit.
-        tokenizer: what its tokenizer is loaded from; None where it has none.
+        config: The config of its base.
+        base: The name of the base; adapters with the same one can share it. None where it has none.
+        lora: The settings of the adapter that it comes with; None without one.
+        quantized: True for an adapter whose base is in 4 bit, and for a model in 4 bit.
+        tokenizer: The source of its tokenizer; None where it has none.
     """
 
     config: PretrainedConfig
@@ -32,17 +32,23 @@ class Origin:
     quantized: bool = False
     tokenizer: Any = None
 
+    @property
+    def context(self) -> int | None:
+        """The tokens that the model can read; None where its config does not say."""
+        # A model of several modalities says it of its text part.
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
-def origin_of(given: Any, trust_remote_code: bool, made: Mapping[str, Origin]) -> Origin:
+
+def origin_of(given: Any, trust_remote_code: bool = False, made: Mapping[str, Origin] | None = None) -> Origin:
     """What is known of a model.
 
     Args:
-        given: a path or hub id of a model or adapter, a config, or a loaded model.
-        trust_remote_code: run code that comes with it.
-        made: models that are not there yet, by path.
+        given: A path or hub id of a model or adapter, a config, or a loaded model.
+        trust_remote_code: Permission to run code that comes with it.
+        made: Models that are not there yet, by path.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: There is no such model.
     """
     if isinstance(given, PretrainedConfig):
         return Origin(given)
@@ -51,7 +57,7 @@ def origin_of(given: Any, trust_remote_code: bool, made: Mapping[str, Origin]) -
         quantized = bool(getattr(given, "is_loaded_in_4bit", False))
         return Origin(given.config, getattr(given, "name_or_path", None) or None, lora, quantized, given)
     name = str(given)
-    if name in made:
+    if made and name in made:
         return made[name]
     folder = Path(name)
     if not (folder / "adapter_config.json").is_file():
