@@ -33,7 +33,7 @@ class Case:
     """A check with what its batches look like, and how many are drawn in the quick profile after the fixed ones."""
 
     check: Callable[[Trial], Outcome]
-    examples: int = 3
+    examples: int = 2
     regime: str | None = None
     rows: int | None = None
     tokens: bool | None = None
@@ -41,6 +41,8 @@ class Case:
     several: int = 4
     cheaper: Callable[[Trial], Outcome] | None = None
     """The same for many batches, where it takes too long as it is."""
+    few: bool = False
+    """In the quick profile, one fixed batch at the defaults instead of one of every regime."""
     seeded: bool = False
     """Batches from fixed seeds instead of Hypothesis, which would find the kinks that finite differences cannot."""
 
@@ -58,10 +60,10 @@ def by_reference(check: Callable, dtype: torch.dtype) -> Callable:
 
 
 CASES = {
-    "value float64": Case(by_reference(check_value, torch.float64), examples=10),
+    "value float64": Case(by_reference(check_value, torch.float64), examples=6),
     "value float32": Case(by_reference(check_value, torch.float32)),
     "gradient float64": Case(by_reference(check_gradient, torch.float64), longest=6, several=2),
-    "gradient float32": Case(by_reference(check_gradient, torch.float32), examples=2, longest=6, several=2),
+    "gradient float32": Case(by_reference(check_gradient, torch.float32), longest=6, several=2, few=True),
     # Along every entry; of a thousand batches along one direction in each.
     "gradcheck": Case(
         gradcheck, cheaper=partial(gradcheck, fast=True), regime="ordinary", longest=4, rows=2, seeded=True
@@ -70,33 +72,37 @@ CASES = {
     "finite float32": Case(lambda one: finite(one, torch.float32), regime="extreme", longest=6),
     "finite bfloat16": Case(lambda one: finite(one, torch.bfloat16), regime="extreme", longest=6),
     "finite certain": Case(lambda one: finite(one, torch.float32), regime="certain", longest=6),
-    **{name: Case(check, tokens=name == "padding" or None) for name, check in CONTRACT.items()},
+    **{name: Case(check, tokens=name == "padding" or None, examples=1, few=True) for name, check in CONTRACT.items()},
 }
 
 
 @pytest.mark.parametrize("check", CASES)
 @pytest.mark.parametrize("name", NAMES)
 def test_certificate(name: str, check: str, profile: str) -> None:
-    case, random = CASES[check], profile == "random"
-    make, fixed = maker(name, case.options), several_fixed(name, case)
-    if profile == "quick":
-        finding = search(check, case.check, make, fixed, examples=0 if case.seeded else case.examples)
-    else:
-        property_ = case.cheaper or case.check
-        finding = search(check, property_, make, chain(fixed, many(name, case, random)), examples=0)
-        if not finding and not case.seeded:
-            # Once more for a smaller input. If none fails then, the first one stands.
-            smaller = search(check, property_, make, examples=FULL, random=random)
-            finding = finding if smaller else smaller
+    case, quick, random = CASES[check], profile == "quick", profile == "random"
+    make, property_ = maker(name, case.options), case.check if quick else case.cheaper or case.check
+    trials = chain(several_fixed(name, case, few=quick and case.few), many(name, case, profile))
+    finding = search(check, property_, make, trials, examples=0)
+    if not finding and not case.seeded:
+        # Once more for a smaller input. If none fails then, the first one stands.
+        smaller = search(check, property_, make, examples=FULL // 10 if quick else FULL, random=random)
+        finding = finding if smaller else smaller
     finding.require()
 
 
-def several_fixed(name: str, case: Case) -> Iterable[Trial]:
+def several_fixed(name: str, case: Case, few: bool) -> Iterable[Trial]:
     """What every profile tries first."""
     if case.seeded:
         return [maker(name, case.options)(Seeded(seed)) for seed in range(case.examples)]
-    entry = REGISTRY[name]
-    return corners(entry.cls, entry.fixed, several=case.several, **dict(case.options))
+    fixed = fixed_trials(name, case.several, case.options)
+    # One at the defaults and one off them, for each regime.
+    return [fixed[0], *fixed[1::2]] if few else fixed
+
+
+@lru_cache(maxsize=16)
+def fixed_trials(name: str, several: int, options: tuple) -> list[Trial]:
+    """Made once for all checks of an objective that take such batches."""
+    return list(corners(REGISTRY[name].cls, REGISTRY[name].fixed, several=several, **dict(options)))
 
 
 def maker(name: str, options: tuple) -> Callable[[Source], Trial]:
@@ -104,24 +110,26 @@ def maker(name: str, options: tuple) -> Callable[[Source], Trial]:
     return lambda source: trial(source, entry.cls, entry.fixed, **dict(options))
 
 
-def many(name: str, case: Case, random: bool) -> Iterable[Trial]:
+def many(name: str, case: Case, profile: str) -> Iterable[Trial]:
     """One objective after the other, its hyperparameters from a seed and its batch from Hypothesis."""
+    random = profile == "random"
     first = randrange(10**9) if random else case.examples
     if case.seeded:
-        yield from (maker(name, case.options)(Seeded(first + i)) for i in range(FULL))
+        yield from (maker(name, case.options)(Seeded(first + i)) for i in range(0 if profile == "quick" else FULL))
         return
-    for i in range(FULL):
+    examples = case.examples if profile == "quick" else FULL
+    for i in range(examples):
         objective = draw_objective(Seeded(first + i), REGISTRY[name].cls, REGISTRY[name].fixed)
         # What is read besides has no part in a draw.
         needs = replace(objective.needs, lengths=False, coupled=False)
-        batches = drawn(needs, case.options, random)
+        batches = drawn(needs, case.options, examples, random)
         yield Trial(objective, batches[i % len(batches)])
 
 
 @lru_cache(maxsize=32)
-def drawn(needs: Needs, options: tuple, random: bool) -> list[Draw]:
+def drawn(needs: Needs, options: tuple, examples: int, random: bool) -> list[Draw]:
     """Drawn once for all checks and objectives that take such batches: drawing takes longer than most checks do."""
-    return sample(lambda source: draw(source, needs, **dict(options)), FULL, random=random)
+    return sample(lambda source: draw(source, needs, **dict(options)), examples, random=random)
 
 
 @pytest.mark.parametrize("name", NAMES)
