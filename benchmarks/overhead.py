@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py          # about 9 minutes on one CPU core
 
-Both loops take the same batches through the same scoring (`prefopt.scoring.scorer.StepScorer`), objective, clipping and
+Both loops take the same batches through the same scoring (`prefopt.scoring.scorer.Scorer`), objective, clipping and
 AdamW;
 the bare one has nothing else, the trainer has everything that `prefopt train dpo` has by default (preparing, metrics,
 schedule, callbacks), and logs every step. Their steps alternate inside one run of the trainer: a trainer's step is all
@@ -34,7 +34,7 @@ from transformers import TrainerCallback
 import prefopt
 from prefopt.data import TokenizedDataset, TokenizedExample
 from prefopt.data.audit import Audit
-from prefopt.scoring.scorer import StepScorer
+from prefopt.scoring.scorer import Scorer
 
 HERE = Path(__file__).parent
 PAIRS, PROMPT, COMPLETION, RATE, CLIP = 4, 128, 64, 1e-5, 1.0
@@ -66,7 +66,7 @@ class Bare:
     def __init__(self, trainer: prefopt.Trainer, model: nn.Module, data: TokenizedDataset) -> None:
         self.model, self.data = model, data
         self.objective = trainer.objective
-        self.scorer = StepScorer(self.objective, trainer.reference)
+        self.scorer = Scorer(self.objective, trainer.reference)
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args)
         self.optimizer = kind(self.weights, **options, weight_decay=0.0)

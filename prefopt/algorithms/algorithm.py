@@ -19,8 +19,9 @@ from prefopt.core.objective import Combined, Objective, describe
 from prefopt.core.recipe import DEFAULTS, Range, Recipe
 from prefopt.core.settings import check_parameter, refuse_unknown
 from prefopt.objectives import get_objective, names
-from prefopt.rollouts.rollout import MIXTURE, REFERENCE, Source
-from prefopt.rollouts.schedule import Plan
+from prefopt.rollouts.processor import RolloutProcessor
+from prefopt.rollouts.rollout import MIXTURE, REFERENCE
+from prefopt.rollouts.schedule import UpdateSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,8 @@ class Algorithm:
         recipe: training arguments that suit it.
         about: where it comes from.
         evidence: what speaks for its loss being the paper's; online, for its examples being the paper's.
-        source: None where examples come from a dataset; else what makes examples of sampled completions.
-        plan: how often what was sampled is used.
+        processor: None where examples come from a dataset; else what makes examples of sampled completions.
+        schedule: how often what was sampled is used.
         critic: the critic, of an algorithm that has one.
         generation: defaults of `GenerationSettings`.
     """
@@ -44,21 +45,21 @@ class Algorithm:
     recipe: Recipe
     about: About
     evidence: tuple[Evidence, ...] = ()
-    source: Source | None = None
-    plan: Plan = field(default_factory=Plan)
+    processor: RolloutProcessor | None = None
+    schedule: UpdateSchedule = field(default_factory=UpdateSchedule)
     critic: CriticSettings | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def online(self) -> bool:
-        return self.source is not None
+        return self.processor is not None
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss, the credit or the sampling looks at a reference."""
-        if self.objective.needs.reference or self.source is None:
+        """Whether the loss, the advantages or the sampling look at a reference."""
+        if self.objective.needs.reference or self.processor is None:
             return self.objective.needs.reference
-        return "ref_logps" in self.source.needs or not {REFERENCE, MIXTURE}.isdisjoint(self.source.samplers)
+        return "ref_logps" in self.processor.needs or not {REFERENCE, MIXTURE}.isdisjoint(self.processor.samplers)
 
     @property
     def uses_ratio(self) -> bool:
@@ -77,15 +78,17 @@ class Algorithm:
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        """What has hyperparameters: the objective and, online, the source, the plan and the critic."""
+        """What has hyperparameters: the objective and, online, the processor, the schedule and the critic."""
         objective = () if self.parts else (self.objective,)
-        online = (self.source, self.plan, self.critic) if self.online else ()
+        online = (self.processor, self.schedule, self.critic) if self.online else ()
         return (*objective, *(one for one in online if one is not None))
 
     @property
     def takes_objective(self) -> bool:
         """Whether the user names the loss, as a hyperparameter."""
-        return self.online and ASSEMBLIES[self.name].objective is None
+        # An algorithm may be put together by hand, and have a name that nothing is registered under.
+        assembly = ASSEMBLIES.get(self.name)
+        return self.online and assembly is not None and assembly.objective is None
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -135,8 +138,8 @@ def _online(online: Assembly, given: dict[str, Any]) -> Algorithm:
         raise UsageError(
             f"{name}: {online.processor.__name__} makes {made.kind}, and {describe(objective)} reads {read.kind}."
         )
-    rooms = [type(objective), online.processor, Plan, *([CriticSettings] if online.critic else [])]
-    parameters = [() if room is Combined else dataclasses.fields(room) for room in rooms]
+    kinds = [type(objective), online.processor, UpdateSchedule, *([CriticSettings] if online.critic else [])]
+    parameters = [() if kind is Combined else dataclasses.fields(kind) for kind in kinds]
     fields = [[one.name for one in own] for own in parameters]
     known = [name for own in fields for name in own]
     chosen = ["objective"] if online.objective is None else []
@@ -146,12 +149,12 @@ def _online(online: Assembly, given: dict[str, Any]) -> Algorithm:
     for one in itertools.chain(*parameters):
         if one.name in given:
             check_parameter(name, one, given[one.name])
-    own, of_source, of_plan, *of_critic = [{k: given[k] for k in names if k in given} for names in fields]
+    own, of_processor, of_schedule, *of_critic = [{k: given[k] for k in names if k in given} for names in fields]
     return Algorithm(
         name=name,
         objective=dataclasses.replace(objective, **own),
-        source=online.processor(**of_source),
-        plan=Plan(**{**online.schedule, **of_plan}),
+        processor=online.processor(**of_processor),
+        schedule=UpdateSchedule(**{**online.schedule, **of_schedule}),
         critic=CriticSettings(**of_critic[0]) if of_critic else None,
         generation=online.generation,
         recipe=online.recipe,

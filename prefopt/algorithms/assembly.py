@@ -13,8 +13,8 @@ from prefopt.core.labels import LABELS
 from prefopt.core.needs import About, Needs
 from prefopt.core.recipe import ONLINE_DEFAULTS, Recipe
 from prefopt.core.settings import Settings, parameter
-from prefopt.rollouts.rollout import Source
-from prefopt.rollouts.schedule import Plan
+from prefopt.rollouts.processor import RolloutProcessor
+from prefopt.rollouts.schedule import UpdateSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Assembly:
     """An online algorithm before its hyperparameters are chosen. See `register_algorithm` for the attributes."""
 
     name: str
-    processor: type[Source]
+    processor: type[RolloutProcessor]
     objective: str | None
     stated: About | None = None
     recipe: Recipe = ONLINE_DEFAULTS
@@ -61,7 +61,7 @@ ALIASES: dict[str, str] = {}
 def register_algorithm(
     name: str,
     *,
-    processor: type[Source],
+    processor: type[RolloutProcessor],
     objective: str | None,
     about: About | None = None,
     recipe: Recipe = ONLINE_DEFAULTS,
@@ -113,11 +113,11 @@ def register_algorithm(
 
 
 def _check_schedule(name: str, schedule: Mapping[str, Any]) -> None:
-    known = [one.name for one in fields(Plan)]
+    known = [one.name for one in fields(UpdateSchedule)]
     for key in schedule:
         if key not in known:
             raise UsageError(f"the algorithm {name!r}: schedule has no field {key!r}. It has {', '.join(known)}.")
-    Plan(**schedule)
+    UpdateSchedule(**schedule)
 
 
 def _claim(name: str, objective: str | None) -> None:

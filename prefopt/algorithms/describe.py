@@ -44,7 +44,7 @@ def docstrings(algorithm: Algorithm) -> list[str]:
 
 def _documented(algorithm: Algorithm) -> list[type]:
     """What makes the examples, and the loss; the parts of a sum are explained by themselves."""
-    return [type(one) for one in (algorithm.source, algorithm.objective) if one is not None and not algorithm.parts]
+    return [type(one) for one in (algorithm.processor, algorithm.objective) if one is not None and not algorithm.parts]
 
 
 def _aliases(algorithm: Algorithm) -> tuple[str, ...]:

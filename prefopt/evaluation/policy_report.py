@@ -15,7 +15,7 @@ from prefopt.evaluation.samples import Samples, log_ratios, win_rates
 from prefopt.evaluation.statistics import Estimate
 from prefopt.rewards.reward import Reward
 from prefopt.rollouts import GenerationSettings, TransformersGenerator
-from prefopt.rollouts.collector import repeated_trigrams
+from prefopt.rollouts.rollout_metrics import repeated_trigrams
 from prefopt.rollouts.sample import columns_of
 
 LONGER, REPEATS = 1.5, 0.1

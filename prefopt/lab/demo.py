@@ -223,7 +223,7 @@ def train(
     algorithm = get_algorithm(name, **(SETTINGS.get(name, {}) if settings is None else settings))
     online: dict[str, Any] = {}
     if algorithm.online:
-        batch = budget.completions * algorithm.plan.minibatches
+        batch = budget.completions * algorithm.schedule.minibatches
         generation = {"n": budget.n, "max_new_tokens": budget.max_new_tokens, "batch_size": batch}
         online = {"reward": reward if callable(reward) else str(reward), "generation": generation}
     rows = [{"prompt": prompt} for prompt in lab.prompts] if algorithm.online else [dict(row) for row in lab.pairs]

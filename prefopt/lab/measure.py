@@ -28,7 +28,7 @@ from prefopt.evaluation.samples import ROWS, Samples, evaluating, log_ratios, wi
 from prefopt.evaluation.statistics import Estimate
 from prefopt.models.reference import FrozenModel
 from prefopt.rollouts import GenerationSettings, TransformersGenerator
-from prefopt.scoring.scorer import StepScorer
+from prefopt.scoring.scorer import Scorer
 
 GoldReward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """``f(prompts, completions) -> list[float]``, in [0, 1], higher is better."""
@@ -83,7 +83,7 @@ class HeldOutPairs:
         It is ``objective.reward`` for every algorithm, whatever data it trains on. For pairwise ones the mean is what
         ``Trainer.evaluate`` logs as ``eval_rewards/accuracies``.
         """
-        scorer = StepScorer(objective, self.start if objective.needs.reference else None)
+        scorer = Scorer(objective, self.start if objective.needs.reference else None)
         outcomes = []
         with evaluating(policy):
             # They are kept: the first objective with a reference scores it for all that follow.

@@ -24,7 +24,7 @@ from prefopt.models.origin import Origin, origin_of
 from prefopt.rewards.encoder import is_encoder
 from prefopt.rewards.reward import make_reward
 from prefopt.rollouts import GenerationSettings
-from prefopt.rollouts.loader import dealt
+from prefopt.rollouts.loader import split_into_microbatches
 from prefopt.training.arguments import CHECKPOINTING, merged_fields, recipe_fields
 from prefopt.training.build import DataReader, check_assembly, model_settings, resolved
 from prefopt.training.reference_cache import TOKENS
@@ -232,16 +232,17 @@ class Run(PlanSpec):
     @property
     def rollout(self) -> int:
         """Prompts of a rollout."""
-        return self.micro_batch * self.accumulation * self.resolved.plan.minibatches
+        return self.micro_batch * self.accumulation * self.resolved.schedule.minibatches
 
     def _sampled(self, prompts: int) -> Segments:
-        """Of the micro-batches that a rollout is dealt out in, the one in which the fewest examples share a prompt."""
-        plan, each = self.resolved.plan, self._per_prompt
-        count = prompts * self.accumulation * plan.minibatches
+        """Of the micro-batches that a rollout is split into, the one in which the fewest examples share a prompt."""
+        schedule, each = self.resolved.schedule, self._per_prompt
+        count = prompts * self.accumulation * schedule.minibatches
         numbers = [(self.prompt, number) for number in range(count) for _ in range(each)]
         random = np.random.default_rng(0)
-        passes = range(plan.passes if plan.minibatches > 1 and each > 1 else 1)
-        parts = [part for _ in passes for part in dealt(numbers, random, plan.minibatches, self.accumulation)]
+        parts: list[np.ndarray] = []
+        for _ in range(schedule.passes if schedule.minibatches > 1 and each > 1 else 1):
+            parts += split_into_microbatches(numbers, random, schedule.minibatches, self.accumulation)
         shares = [list(Counter(numbers[i] for i in part).values()) for part in parts]
         most = max(shares, key=lambda own: (len(own), sum(own)))
         new = self.generation_settings.max_new_tokens
@@ -250,22 +251,13 @@ class Run(PlanSpec):
     @cached_property
     def _compared(self) -> int:
         """Completions of an example."""
-        batch = self.resolved.source.batch if self.resolved.online else self.resolved.objective.needs.batch
+        batch = self.resolved.processor.batch if self.resolved.online else self.resolved.objective.needs.batch
         return {Pairs: 2, Ranked: RANKED, Labelled: 1, Demonstrations: 1, Rollouts: 1}.get(batch, 1)
 
-    @cached_property
+    @property
     def _per_prompt(self) -> int:
         """Examples that a prompt gives to a rollout, at the most."""
-        source, n = self.resolved.source, self.generation_settings.n
-        if source.batch is Rollouts:
-            return n
-        return min(getattr(source, "keep", n), n) if source.batch is Demonstrations else max(1, self._pairs(n))
-
-    def _pairs(self, n: int) -> int:
-        source = self.resolved.source
-        if hasattr(source, "accept"):
-            return source.accept // 2
-        return n // len(source.samplers) if len(source.samplers) > 1 else 1
+        return max(1, self.resolved.processor.examples_per_prompt(self.generation_settings.n))
 
     @property
     def length_note(self) -> str:

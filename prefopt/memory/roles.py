@@ -108,7 +108,7 @@ class Roles:
         if run.lora_config is None:
             self.notes.append("the reference is a frozen copy of the weights: an adapter would need none")
             return self.policy.base_bytes
-        own = run.arrives_with_adapter or run.resolved.plan.renew_reference or run.reference is not None
+        own = run.arrives_with_adapter or run.resolved.schedule.renew_reference or run.reference is not None
         return self.policy.adapter_bytes if own else 0
 
     @property
@@ -198,15 +198,15 @@ class Roles:
         """Bytes of keys and values at the end of sampling, and the moments of a rollout."""
         run, settings = self.run, self.run.generation_settings
         new, n = settings.max_new_tokens, settings.n
-        share = n // len(run.resolved.source.samplers)
+        share = n // len(run.resolved.processor.samplers)
         prompts = min(max(1, settings.batch_size // share), run.rollout)
         cache, peak = self.policy.sampling(prompts, share, run.prompt, new)
-        if MIXTURE in run.resolved.source.samplers:
+        if MIXTURE in run.resolved.processor.samplers:
             # The reference reads the whole sequence for every token, with all of its logits.
             peak += 2 * prompts * share * (run.prompt + new) * self.policy.vocabulary * 2
         moments = {"sampling": peak}
         row = (run.prompt, (new,))
-        if run.resolved.source.needs:
+        if run.resolved.processor.needs:
             moments["rollout"] = self.policy.scoring(Segments(((run.prompt, (new,) * n),) * run.micro_batch))
         rows = Segments((row,) * max(1, min(ROWS, TOKENS // (run.prompt + new), run.rollout * n)))
         for _, own in self._rewards:

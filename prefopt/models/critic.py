@@ -36,6 +36,11 @@ class Critic(ABC):
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
         """Context manager that yields the language model whose hidden states the head reads, ready to be trained."""
 
+    @property
+    def own_models(self) -> tuple[nn.Module, ...]:
+        """Models with weights of their own, beside the policy's."""
+        return ()
+
     @abstractmethod
     def body(self, policy: nn.Module) -> dict[str, nn.Parameter]:
         """The weights besides the head that are the critic's alone, by name."""
@@ -106,6 +111,10 @@ class ModelCritic(Critic):
         embeddings = {id(weight) for weight in policy.get_input_embeddings().parameters()}
         head = [weight for weight in policy.get_output_embeddings().parameters() if id(weight) not in embeddings]
         self.model = copy_of(policy, head)
+
+    @property
+    def own_models(self) -> tuple[nn.Module, ...]:
+        return (self.model,)
 
     def follow(self, policy: nn.Module) -> None:
         super().follow(policy)

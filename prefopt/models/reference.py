@@ -51,6 +51,11 @@ class Reference(ABC):
         """
         raise UsageError(f"{self.description} cannot be told from others: leave reference_cache= out.")
 
+    @property
+    def own_models(self) -> tuple[nn.Module, ...]:
+        """Models with weights of their own, beside the policy's."""
+        return ()
+
     def release(self) -> "Reference":
         """What is left of it once all of its log-probs are known: itself, where it takes no memory of its own."""
         return self
@@ -96,14 +101,28 @@ class AdapterCopy(Reference):
 
 
 class FrozenModel(Reference):
-    """A model of its own."""
+    """A model of its own.
 
-    def __init__(self, model: nn.Module, description: str) -> None:
-        self.model = model.eval().requires_grad_(False)
+    Args:
+        model: The model, which is frozen; None once all that is asked of it is known, and its weights are let go.
+        description: What it is called in messages.
+    """
+
+    def __init__(self, model: nn.Module | None, description: str) -> None:
+        self.model = None if model is None else model.eval().requires_grad_(False)
         self.description = description
+
+    @property
+    def own_models(self) -> tuple[nn.Module, ...]:
+        return () if self.model is None else (self.model,)
 
     @contextmanager
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        if self.model is None:
+            raise UsageError(
+                f"the reference ({self.description}) was let go when reference_cache= had all of its log-probs: give "
+                "the dataset that is evaluated as eval_dataset= of the Trainer, or leave reference_cache= out."
+            )
         yield beside(policy, self.model)
 
     @torch.no_grad()
@@ -122,10 +141,10 @@ class FrozenModel(Reference):
         return fingerprint(self.model, self.model.active_adapter if is_adapter_model(self.model) else None)
 
     def release(self) -> Reference:
-        return Released(self.description)
+        return FrozenModel(None, self.description)
 
 
-class AsItArrived(Reference):
+class InitialPolicy(Reference):
     """The policy itself, as long as it has not been trained: for a run that asks its reference before the first step
     for all that it will ever want to know."""
 
@@ -139,20 +158,7 @@ class AsItArrived(Reference):
         return fingerprint(policy)
 
     def release(self) -> Reference:
-        return Released(self.description)
-
-
-class Released(Reference):
-    """A reference that is not in memory any more."""
-
-    def __init__(self, description: str) -> None:
-        self.description = description
-
-    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
-        raise UsageError(
-            f"the reference ({self.description}) was let go when reference_cache= had all of its log-probs: give the "
-            "dataset that is evaluated as eval_dataset= of the Trainer, or leave reference_cache= out."
-        )
+        return FrozenModel(None, self.description)
 
 
 def make_reference(
@@ -177,7 +183,7 @@ def make_reference(
     if reference is not None:
         return _given(policy, reference, settings)
     if not is_adapter_model(policy):
-        return AsItArrived() if cached else FrozenModel(copy_of(policy), "a frozen copy of the model as it arrived")
+        return InitialPolicy() if cached else FrozenModel(copy_of(policy), "a frozen copy of the model as it arrived")
     if arrived_with_adapter or renewable:
         copy_adapter(policy, policy.active_adapter, REFERENCE_ADAPTER)
         return AdapterCopy()

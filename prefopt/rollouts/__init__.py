@@ -1,22 +1,24 @@
-"""Completions of the current policy: generation, credit and selection, and the loader that feeds training."""
+"""Completions of the current policy: generation, advantages and selection, and the loader that feeds training."""
 
 from typing import TYPE_CHECKING
 
 from prefopt.core.importing import on_first_use
-from prefopt.rollouts.credit import (
+from prefopt.rollouts.advantage_estimators import (
+    AdvantageEstimator,
     AgainstMixture,
-    BatchNormalised,
-    CentredOnGroup,
-    Credit,
+    BatchNormalized,
+    CenteredOnGroup,
     DynamicSampling,
     Gae,
     GroupRelative,
     LeaveOneOut,
     Plain,
 )
-from prefopt.rollouts.rollout import MIXTURE, POLICY, REFERENCE, Group, Rollout, Source
+from prefopt.rollouts.kl_controller import KLPenalty
+from prefopt.rollouts.processor import RolloutProcessor
+from prefopt.rollouts.rollout import MIXTURE, POLICY, REFERENCE, Group, Rollout, example_of
 from prefopt.rollouts.sample import Sample
-from prefopt.rollouts.schedule import Plan
+from prefopt.rollouts.schedule import UpdateSchedule
 from prefopt.rollouts.selection import (
     AboveThreshold,
     BestAndWorst,
@@ -27,7 +29,7 @@ from prefopt.rollouts.selection import (
 )
 
 if TYPE_CHECKING:
-    from prefopt.rollouts.collector import RolloutMaker as RolloutMaker
+    from prefopt.rollouts.collector import RolloutCollector as RolloutCollector
     from prefopt.rollouts.generator import GenerationSettings as GenerationSettings
     from prefopt.rollouts.generator import Generator as Generator
     from prefopt.rollouts.generator import Mixture as Mixture
@@ -44,7 +46,7 @@ _HOME = {
     "Mixture": "prefopt.rollouts.generator",
     "PromptStream": "prefopt.rollouts.loader",
     "RolloutLoader": "prefopt.rollouts.loader",
-    "RolloutMaker": "prefopt.rollouts.collector",
+    "RolloutCollector": "prefopt.rollouts.collector",
     "TransformersGenerator": "prefopt.rollouts.generator",
 }
 
@@ -55,12 +57,12 @@ __all__ = [
     "POLICY",
     "REFERENCE",
     "AboveThreshold",
+    "AdvantageEstimator",
     "AgainstMixture",
-    "BatchNormalised",
+    "BatchNormalized",
     "BestAndWorst",
     "BestOf",
-    "CentredOnGroup",
-    "Credit",
+    "CenteredOnGroup",
     "DynamicSampling",
     "EvaluationRollouts",
     "Gae",
@@ -68,18 +70,20 @@ __all__ = [
     "Generator",
     "Group",
     "GroupRelative",
+    "KLPenalty",
     "LeaveOneOut",
     "Mixture",
     "Plain",
-    "Plan",
     "PolicyAgainstReference",
     "PromptStream",
     "Rollout",
+    "RolloutCollector",
     "RolloutLoader",
-    "RolloutMaker",
+    "RolloutProcessor",
     "Sample",
     "Selection",
-    "Source",
     "StatisticalRejection",
     "TransformersGenerator",
+    "UpdateSchedule",
+    "example_of",
 ]

@@ -66,10 +66,10 @@ def whiten(
     """(v − mean)/(std + ε) with the population's standard deviation; ``shift_mean=False`` keeps the mean.
 
     Args:
-        values: the tokens that count, of this process.
-        everyone: those of all processes, of which mean and deviation are taken; ``values`` themselves by default.
-        shift_mean: whether the mean becomes 0. Rewards are only scaled.
-        eps: keeps equal values finite.
+        values: The values at the tokens of this process that count.
+        everyone: Those of all processes, of which mean and deviation are taken; ``values`` themselves by default.
+        shift_mean: Whether the mean becomes 0. Rewards are only scaled.
+        eps: Keeps equal values finite.
     """
     everyone = values if everyone is None else everyone
     # Relative to one of them, or the mean of equal values would be rounded, and ε is smaller than that.
@@ -89,10 +89,10 @@ def relative_to_group(
     """GRPO's advantages: (r_i − mean r)/(std r + ε) inside each group (arXiv 2402.03300).
 
     Args:
-        rewards: of each completion.
-        group: which prompt it answers; any whole numbers.
+        rewards: The reward of each completion.
+        group: The number of the prompt that it answers; any whole numbers.
         scale: ``"sample"`` (Bessel-corrected) or ``"population"`` standard deviation, or ``"none"`` (Dr. GRPO).
-        eps: keeps groups of equal rewards finite; they get 0, as does a completion alone in its group.
+        eps: Keeps groups of equal rewards finite; they get 0, as does a completion alone in its group.
     """
     same = group[:, None] == group[None, :]
     size, rewards = same.sum(dim=1), _below_the_best(rewards, same)

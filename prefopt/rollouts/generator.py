@@ -43,8 +43,8 @@ class Mixture:
     """Sample each token from softmax((1 − weight)·policy logits + weight·reference logits), as Nash-MD does.
 
     Attributes:
-        reference: from token ids and attention mask, [R, T], to the reference's logits of the next token, [R, V].
-        weight: of the reference, 0 to 1.
+        reference: Maps token ids and attention mask, [R, T], to the reference's logits of the next token, [R, V].
+        weight: The weight of the reference, 0 to 1.
     """
 
     reference: Callable[[Tensor, Tensor], Tensor]
@@ -79,8 +79,8 @@ class TransformersGenerator:
     The keys and values of a prompt are computed once for all of its samples, where the model's cache can be repeated.
 
     Args:
-        tokenizer: pads prompts and decodes completions.
-        stop_ids: token ids that end a completion; the end-of-sequence token alone by default.
+        tokenizer: Pads prompts and decodes completions.
+        stop_ids: The token ids that end a completion; the end-of-sequence token alone by default.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] = ()) -> None:

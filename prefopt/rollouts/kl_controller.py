@@ -1,8 +1,23 @@
-"""The coefficient of the KL in the reward, fixed or following the KL that is measured."""
+"""The KL in the reward: its coefficient, fixed or following the KL that is measured."""
 
-from prefopt.rollouts.credit import Gae, Shaped
+from dataclasses import dataclass
 
 LARGEST_ERROR = 0.2
+
+
+@dataclass(frozen=True)
+class KLPenalty:
+    """The KL to the reference that a reward has in it, −β · KL at each token.
+
+    Attributes:
+        coefficient: β at the start.
+        target: The KL of a completion, in nats, that an adaptive β aims at; None for a fixed β.
+        horizon: The number of completions over which an adaptive β reacts.
+    """
+
+    coefficient: float
+    target: float | None = None
+    horizon: float = 10_000
 
 
 class KLController:
@@ -15,19 +30,21 @@ class KLController:
     and stays where it is at KL = target. n should stay below 5 · horizon, or β could become negative; it never does
     here, because the factor is kept at 0 or more.
 
+    Args:
+        penalty: The KL in the reward; None where the reward has none, and β is 0.
+
     Attributes:
         coefficient: β now.
     """
 
-    def __init__(self, source: object) -> None:
-        self.coefficient = source.kl_coef if isinstance(source, Shaped) else 0.0
-        adaptive = isinstance(source, Gae) and source.kl_controller == "adaptive"
-        self._rule = (source.kl_target, source.kl_horizon) if adaptive else None
+    def __init__(self, penalty: KLPenalty | None) -> None:
+        self.penalty = penalty or KLPenalty(0.0)
+        self.coefficient = self.penalty.coefficient
 
     def update(self, kl: float, completions: int) -> None:
         """Take notice of the mean KL of a completion, in nats, over that many completions."""
-        if self._rule is None:
+        target, horizon = self.penalty.target, self.penalty.horizon
+        if target is None:
             return
-        target, horizon = self._rule
         error = min(max(kl / target - 1, -LARGEST_ERROR), LARGEST_ERROR)
         self.coefficient *= max(1 + error * completions / horizon, 0.0)

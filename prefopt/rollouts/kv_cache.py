@@ -12,10 +12,10 @@ def with_cache(model: nn.Module, inputs: dict[str, Tensor], n: int, room: int) -
     """The inputs of ``generate`` for n samples of each prompt, with all but its last token in the cache.
 
     Args:
-        model: reads the prompts.
-        inputs: of the prompts.
-        n: samples of each.
-        room: tokens that will be sampled at the most.
+        model: The model that reads the prompts.
+        inputs: The prompts, padded on the left.
+        n: The number of samples of each.
+        room: The most tokens that will be sampled.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     repeated = {"input_ids": ids.repeat_interleave(n, dim=0), "attention_mask": mask.repeat_interleave(n, dim=0)}
@@ -53,17 +53,18 @@ def widen(cache: DynamicCache, n: int, room: int) -> None:
     """
     for number, layer in enumerate(cache.layers):
         if layer.is_initialized:
-            cache.layers[number] = Room(layer.keys, layer.values, n, room)
+            cache.layers[number] = PreallocatedLayer(layer.keys, layer.values, n, room)
 
 
-class Room(DynamicLayer):
-    """Keys and values of a layer, with room for those to come: each is written once, where transformers' own layer
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values of a layer, with memory for those to come: each is written once, where transformers' own layer
     copies all that came before for every token.
 
     Args:
-        keys, values: of the tokens so far, [R, heads, T, d].
-        n: how often each row is repeated.
-        room: how many more tokens there will be at the most.
+        keys: The keys of the tokens so far, [R, heads, T, d].
+        values: Their values.
+        n: The number of times that each row is repeated.
+        room: The most tokens that may follow.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, n: int, room: int) -> None:

@@ -11,17 +11,18 @@ from safetensors.numpy import load_file, save_file
 from prefopt.core.errors import UsageError
 from prefopt.core.micro_batch import MicroBatch
 from prefopt.data import TokenizedDataset, TokenizedExample, collate
-from prefopt.rollouts.collector import RolloutMaker
-from prefopt.rollouts.schedule import Plan
+from prefopt.rollouts.collector import RolloutCollector
+from prefopt.rollouts.schedule import UpdateSchedule
 
 
 class PromptStream:
     """The prompts of a dataset, over and over, in an order of their own in every epoch; each process takes its share.
 
     Args:
-        dataset: of prompts.
-        seed: of the orders.
-        world, rank: number of processes, and which one this is.
+        dataset: The prompts.
+        seed: The seed of the orders.
+        world: The number of processes.
+        rank: The number of this process.
     """
 
     def __init__(self, dataset: TokenizedDataset, seed: int, *, world: int = 1, rank: int = 0) -> None:
@@ -44,25 +45,25 @@ class PromptStream:
         return self._permutation
 
 
-def dealt(
+def split_into_microbatches(
     prompts: Sequence[tuple[int, int]], random: np.random.Generator, minibatches: int, accumulation: int
 ) -> list[np.ndarray]:
-    """The examples of every micro-batch of a pass over a rollout.
+    """The examples of every micro-batch of a pass over a rollout, as numbers.
 
     A step's are drawn at random, and those of one prompt go together in it. What a step adds up to does not depend on
     how it is cut; so prompts are shared, or padded to one length.
 
     Args:
-        prompts: length and number of the prompt of every example.
-        random: of the drawing.
-        minibatches: steps in a pass.
-        accumulation: micro-batches in a step.
+        prompts: Length and number of every example's prompt.
+        random: The source of the drawing.
+        minibatches: The number of steps in a pass.
+        accumulation: The number of micro-batches in a step.
     """
-    made = []
+    microbatches = []
     for rows in np.array_split(random.permutation(len(prompts)), minibatches):
         together = sorted(range(len(rows)), key=lambda i, rows=rows: prompts[rows[i]])
-        made += np.array_split(rows[together], accumulation)
-    return made
+        microbatches += np.array_split(rows[together], accumulation)
+    return microbatches
 
 
 class RolloutLoader:
@@ -72,34 +73,34 @@ class RolloutLoader:
     `save` and `load` bring it to the same place in another process.
 
     Args:
-        maker: makes examples of prompts.
-        prompts: where they come from.
-        plan: how often they are used.
-        micro_batch: prompts per micro-batch.
-        accumulation: micro-batches per optimizer step.
-        seed: of sampling and of the order within a rollout.
-        begin: called before a rollout that is a new round (`Plan.renew_reference`).
-        restart: called when a new round has been sampled (`Plan.restart`).
+        collector: What makes examples of prompts.
+        prompts: Where prompts come from.
+        schedule: How often examples are used.
+        micro_batch: The number of prompts in a micro-batch.
+        accumulation: The number of micro-batches in an optimizer step.
+        seed: The seed of the sampling and of the order within a rollout.
+        renew_reference: Called before a rollout that is a new round (`UpdateSchedule.renew_reference`).
+        restart: Called when a new round has been sampled (`UpdateSchedule.restart`).
     """
 
     def __init__(
         self,
-        maker: RolloutMaker,
+        collector: RolloutCollector,
         prompts: PromptStream,
-        plan: Plan,
+        schedule: UpdateSchedule,
         *,
         micro_batch: int,
         accumulation: int,
         seed: int,
-        begin: Callable[[], None] | None = None,
-        restart: Callable[[], None] | None = None,
+        renew_reference: Callable[[], None],
+        restart: Callable[[], None],
     ) -> None:
-        self.maker, self.prompts, self.plan = maker, prompts, plan
+        self.collector, self.prompts, self.schedule = collector, prompts, schedule
         self.dataset = prompts.dataset
         self.accumulation = accumulation
-        self.per_pass = plan.minibatches * accumulation
+        self.per_pass = schedule.minibatches * accumulation
         self.size = self.per_pass * micro_batch
-        self.seed, self.begin, self.restart = seed, begin, restart
+        self.seed, self.renew_reference, self.restart = seed, renew_reference, restart
         self.number = 0
         self.given = 0
         self._examples: list[TokenizedExample] = []
@@ -109,7 +110,7 @@ class RolloutLoader:
     def __len__(self) -> int:
         """Micro-batches that make up an epoch: about one pass over the prompts, in whole rollouts."""
         rollouts = -(-len(self.dataset) // (self.size * self.prompts.world))
-        return rollouts * self.plan.passes * self.per_pass
+        return rollouts * self.schedule.passes * self.per_pass
 
     def __iter__(self) -> Iterator[MicroBatch]:
         while True:
@@ -122,27 +123,29 @@ class RolloutLoader:
         self._skip = True
 
     def _next(self) -> MicroBatch:
-        if not self._examples or self._skip or self._cursor == self.plan.passes * self.per_pass:
-            self._renew()
+        if not self._examples or self._skip or self._cursor == self.schedule.passes * self.per_pass:
+            self._next_rollout()
         rows = self._rows(*divmod(self._cursor, self.per_pass))
         self._cursor += 1
         self.given += 1
-        return collate([self._examples[i] for i in rows], pad_token_id=self.maker.pad_token_id)
+        return collate([self._examples[i] for i in rows], pad_token_id=self.collector.pad_token_id)
 
     def _rows(self, place: int, chunk: int) -> np.ndarray:
         """The examples of a micro-batch."""
         random = np.random.default_rng([self.seed, self.number, place, self.prompts.rank])
         prompts = [(len(example.prompt), example.id) for example in self._examples]
-        return dealt(prompts, random, self.plan.minibatches, self.accumulation)[chunk]
+        return split_into_microbatches(prompts, random, self.schedule.minibatches, self.accumulation)[chunk]
 
-    def _renew(self) -> None:
-        if self.begin is not None and self.plan.renew_reference and self.number > 0:
-            self.begin()
+    def _next_rollout(self) -> None:
+        # A round begins: the policy becomes its own reference before it samples.
+        if self.schedule.renew_reference and self.number > 0:
+            self.renew_reference()
         self.number += 1
         seed = int(np.random.SeedSequence([self.seed, self.number, self.prompts.rank]).generate_state(1)[0])
-        self._examples = self.maker.make(self.prompts.draw, self.size, least=self.per_pass, seed=seed)
+        self._examples = self.collector.collect(self.prompts.draw, self.size, least=self.per_pass, seed=seed)
         self._cursor, self._skip = 0, False
-        if self.restart is not None and self.plan.restart and self.number > 1:
+        # Sampled by the policy as it is now, learned from beginning with the weights of the start.
+        if self.schedule.restart and self.number > 1:
             self.restart()
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
@@ -159,13 +162,13 @@ class RolloutLoader:
             labels.append({"id": int(example.id), "completions": len(example.completions), "labels": plain})
         place = {
             "world": self.prompts.world,
-            "micro_batches": self.plan.passes * self.per_pass,
+            "micro_batches": self.schedule.passes * self.per_pass,
             "number": self.number,
             "given": self.given,
             "cursor": self._cursor,
             "skip": self._skip,
             "prompts": self.prompts.place,
-            "kl_coef": self.maker.controller.coefficient,
+            "kl_coef": self.collector.controller.coefficient,
             "examples": labels,
         }
         save_file(
@@ -192,23 +195,18 @@ class RolloutLoader:
         arrays = load_file(self._file(folder, "safetensors"))
         self.number, self.given, self._cursor = place["number"], place["given"], place["cursor"]
         self._skip, self.prompts.place = place["skip"], place["prompts"]
-        self.maker.controller.coefficient = place["kl_coef"]
+        self.collector.controller.coefficient = place["kl_coef"]
         own: dict[int, dict[str, np.ndarray]] = {i: {} for i in range(len(place["examples"]))}
         for name, array in arrays.items():
             number, key = name.split("/", 1)
             own[int(number)][key] = array
         self._examples = [_restored(row, own[i]) for i, row in enumerate(place["examples"])]
-        if place["micro_batches"] != self.plan.passes * self.per_pass:
-            # Batch sizes or the plan are others now: the place in this rollout has no meaning.
+        if place["micro_batches"] != self.schedule.passes * self.per_pass:
+            # Batch sizes or the schedule are others now: the place in this rollout has no meaning.
             self.leave()
 
     def _file(self, folder: Path, ending: str) -> Path:
         return Path(folder) / f"rollout-{self.prompts.rank}.{ending}"
-
-
-def _longest(example: TokenizedExample) -> int:
-    """Tokens of its longest row."""
-    return len(example.prompt) + max(map(len, example.completions))
 
 
 def _restored(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> TokenizedExample:
@@ -219,28 +217,42 @@ def _restored(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> TokenizedEx
 class EvaluationRollouts:
     """A rollout of the prompts of a dataset, always with the same seed, in micro-batches.
 
+    It is sampled when it is first iterated over, and is the same when it is iterated over again.
+
     Args:
-        maker: makes examples of prompts.
-        dataset: of prompts.
-        batch_size: prompts per batch and process.
-        seed: of the sampling.
-        world, rank: number of processes, and which one this is.
+        collector: What makes examples of prompts.
+        dataset: The prompts.
+        batch_size: The number of prompts per batch and process.
+        seed: The seed of the sampling.
+        world: The number of processes.
+        rank: The number of this process.
     """
 
     def __init__(
-        self, maker: RolloutMaker, dataset: TokenizedDataset, batch_size: int, *, seed: int, world: int, rank: int
+        self,
+        collector: RolloutCollector,
+        dataset: TokenizedDataset,
+        batch_size: int,
+        *,
+        seed: int,
+        world: int,
+        rank: int,
     ) -> None:
-        self.maker, self.dataset, self.batch_size = maker, dataset, batch_size
+        self.collector, self.dataset, self.batch_size = collector, dataset, batch_size
         self.seed, self.world, self.rank = seed, world, rank
+        self._examples: list[TokenizedExample] | None = None
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         own = np.array_split(np.arange(len(self.dataset)), self.world)[self.rank]
-        seed = int(np.random.SeedSequence([self.seed, self.rank]).generate_state(1)[0])
-        # One rollout: what a source takes over all of it (whitening, for one) must not depend on the batch size.
-        examples = self.maker.evaluate([self.dataset[int(i)] for i in own], seed) if len(own) else []
+        if self._examples is None:
+            seed = int(np.random.SeedSequence([self.seed, self.rank]).generate_state(1)[0])
+            # One rollout: what is taken over all of it (whitening, for one) must not depend on the batch size.
+            prompts = [self.dataset[int(i)] for i in own]
+            self._examples = self.collector.evaluate(prompts, seed) if prompts else []
+        examples = self._examples
         size = max(1, -(-len(examples) * self.batch_size // max(1, len(own))))
         for start in range(0, len(examples), size):
-            yield collate(examples[start : start + size], pad_token_id=self.maker.pad_token_id)
+            yield collate(examples[start : start + size], pad_token_id=self.collector.pad_token_id)

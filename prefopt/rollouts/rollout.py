@@ -1,14 +1,13 @@
-"""A rollout: prompts, what was sampled for them, and what it is worth. And what a source of examples must offer."""
+"""A rollout: prompts, their sampled completions and rewards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.core.batches import Batch
 from prefopt.data import TokenizedExample
 from prefopt.rollouts.sample import Sample
 
@@ -21,11 +20,11 @@ class Group:
     """A prompt, its sampled completions, and their rewards.
 
     Attributes:
-        prompt: the example of the dataset.
-        samples: its completions; those of each sampler together, in the order of the source's ``samplers``.
-        rewards: one for each sample.
-        tokens: per-token arrays of each sample by name (``old_logps``, ``ref_logps``, ``values``), float32, where the
-            source asked for them.
+        prompt: The example of the dataset.
+        samples: Its completions; those of each sampler together, in the order of the processor's ``samplers``.
+        rewards: One reward for each sample.
+        tokens: Per-token arrays of each sample by name (``old_logps``, ``ref_logps``, ``values``), float32, where the
+            processor needs them.
     """
 
     prompt: TokenizedExample
@@ -40,13 +39,13 @@ def _alone(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a source turns into training examples.
+    """What a `RolloutProcessor` turns into training examples.
 
     Attributes:
-        groups: of this process.
-        max_new_tokens: the limit at which completions were cut.
+        groups: The groups of this process.
+        max_new_tokens: The limit at which completions were cut.
         kl_coef: β of the KL in the reward, as its controller has it now.
-        gather: from values of this process to those of all of them, concatenated.
+        gather: Maps values of this process to those of all processes, concatenated.
     """
 
     groups: Sequence[Group]
@@ -88,35 +87,6 @@ class Rollout:
                 examples.append(example_of(group.prompt, sample, **kept, **own))
                 row += 1
         return examples
-
-
-class Source(Protocol):
-    """Turns rollouts into training examples of one kind. Implementations are frozen dataclasses of hyperparameters.
-
-    Attributes:
-        batch: the container that the examples go into.
-        samplers: who samples: ``"policy"``, ``"reference"``, or the ``"mixture"`` of both. Each gives an equal share of
-            the completions of a prompt.
-        compares: how many completions of a prompt it compares at the least; 1 where each is judged by itself.
-        needs: per-token values that it reads: ``"old_logps"``, ``"ref_logps"``, ``"values"``.
-    """
-
-    batch: ClassVar[type[Batch]]
-    samplers: ClassVar[tuple[str, ...]]
-
-    @property
-    def compares(self) -> int: ...
-
-    @property
-    def needs(self) -> frozenset[str]: ...
-
-    def keeps(self, group: Group) -> bool:
-        """Whether anything can be learned from a group; others are sampled in its place."""
-        ...
-
-    def __call__(self, rollout: Rollout) -> list[TokenizedExample]:
-        """The examples that a rollout yields."""
-        ...
 
 
 def example_of(prompt: TokenizedExample, *samples: Sample, **labels: Any) -> TokenizedExample:

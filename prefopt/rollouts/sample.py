@@ -15,10 +15,10 @@ class Sample:
     """One sampled completion.
 
     Attributes:
-        ids: int32 token ids, with the end-of-sequence token if it was reached.
-        text: the completion as text, without special tokens.
-        ended: whether it ended by itself rather than at the token limit.
-        logps: the generator's own log-probability of each token at the sampling temperature, float32, if it keeps
+        ids: The int32 token ids, with the end-of-sequence token if it was reached.
+        text: The completion as text, without special tokens.
+        ended: Whether it ended by itself rather than at the token limit.
+        logps: The generator's own log-probability of each token at the sampling temperature, float32, if it keeps
             them. They are compared with the scorer's, never trained on.
     """
 
@@ -34,10 +34,10 @@ def columns_of(
     """Every column that a reward can ask for: those of the dataset, and `ROLLOUT_COLUMNS`.
 
     Args:
-        sources: the example of each completion, with its columns.
-        samples: the completions.
-        group: for each, a number that the completions of one prompt share.
-        max_new_tokens: the token limit.
+        sources: The example of each completion, with its columns.
+        samples: The completions.
+        group: For each completion, a number that the completions of one prompt share.
+        max_new_tokens: The token limit.
 
     Raises:
         UsageError: see `join_columns`.

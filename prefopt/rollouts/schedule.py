@@ -7,13 +7,13 @@ from prefopt.core.settings import Settings, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Settings):
+class UpdateSchedule(Settings):
     """How often what was sampled is learned from.
 
     A rollout holds the prompts of ``minibatches`` optimizer steps and is gone through ``passes`` times.
     """
 
-    name: ClassVar[str] = "plan"
+    name: ClassVar[str] = "schedule"
     passes: int = parameter(1, "times that each rollout is gone through", at_least=1)
     minibatches: int = parameter(1, "optimizer steps in a pass; a rollout holds the prompts of so many", at_least=1)
     target_kl: float = parameter(

@@ -1,4 +1,4 @@
-"""Sources that select: which completions are imitated, and which pairs are compared."""
+"""Rollout processors that select: which completions are imitated, and which pairs are compared."""
 
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -9,24 +9,22 @@ from prefopt.core.batches import Batch, Demonstrations, Pairs
 from prefopt.core.recipe import Range
 from prefopt.core.settings import check_parameter, parameter
 from prefopt.data import TokenizedExample
+from prefopt.rollouts.processor import RolloutProcessor
 from prefopt.rollouts.rollout import POLICY, REFERENCE, Group, Rollout, example_of
 from prefopt.rollouts.sample import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Base of the sources below: examples of one group at a time."""
+class Selection(RolloutProcessor):
+    """Base of the processors below: examples of one group at a time."""
 
     batch: ClassVar[type[Batch]] = Pairs
-    samplers: ClassVar[tuple[str, ...]] = (POLICY,)
-    compares: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         for field in fields(self):
             check_parameter(type(self).__name__, field, getattr(self, field.name))
 
-    def keeps(self, group: Group) -> bool:
+    def keep_group(self, group: Group) -> bool:
         return bool(self.of_group(group))
 
     def of_group(self, group: Group) -> list[TokenizedExample]:
@@ -44,6 +42,9 @@ class BestOf(Selection):
     batch: ClassVar[type[Batch]] = Demonstrations
 
     keep: int = parameter(1, "completions kept per prompt", at_least=1)
+
+    def examples_per_prompt(self, n: int) -> int:
+        return min(self.keep, n)
 
     def of_group(self, group: Group) -> list[TokenizedExample]:
         ranked = sorted(range(len(group.samples)), key=lambda i: -group.rewards[i])
@@ -63,6 +64,9 @@ class AboveThreshold(Selection):
     threshold: float = parameter(0.5, "the least reward that is imitated")
     keep: int = parameter(10, "completions kept per prompt at the most", at_least=1)
 
+    def examples_per_prompt(self, n: int) -> int:
+        return min(self.keep, n)
+
     def of_group(self, group: Group) -> list[TokenizedExample]:
         good = [sample for sample, reward in zip(group.samples, group.rewards, strict=True) if reward >= self.threshold]
         return [example_of(group.prompt, sample) for sample in good[: self.keep]]
@@ -77,6 +81,9 @@ class BestAndWorst(Selection):
 
     compares: ClassVar[int] = 2
 
+    def examples_per_prompt(self, n: int) -> int:
+        return 1
+
     def of_group(self, group: Group) -> list[TokenizedExample]:
         order = sorted(range(len(group.samples)), key=lambda i: -group.rewards[i])
         return _pair(group, order[0], order[-1])
@@ -87,6 +94,9 @@ class PolicyAgainstReference(Selection):
     """One completion of the policy against one of the reference, as a pair (XPO); with more of each, i against i."""
 
     samplers: ClassVar[tuple[str, ...]] = (POLICY, REFERENCE)
+
+    def examples_per_prompt(self, n: int) -> int:
+        return n // 2
 
     def of_group(self, group: Group) -> list[TokenizedExample]:
         half = len(group.samples) // 2
@@ -117,6 +127,9 @@ class StatisticalRejection(Selection):
     )
     accept: int = parameter(4, "completions accepted per prompt; pairs are half as many", at_least=2)
 
+    def examples_per_prompt(self, n: int) -> int:
+        return min(self.accept, n) // 2
+
     def of_group(self, group: Group) -> list[TokenizedExample]:
         # Its own draws, from the completions themselves: asking twice must give the same answer.
         random = np.random.default_rng([int(sample.ids.sum()) for sample in group.samples])
@@ -137,10 +150,10 @@ def accept_without_replacement(
     """Which candidates the published algorithm of RSO accepts (its algorithm 1): distinct ones, in order of acceptance.
 
     Args:
-        rewards: of the candidates, which must be distinct completions.
-        accept: how many; fewer where there are no more candidates.
+        rewards: The rewards of the candidates, which must be distinct completions.
+        accept: The number to accept; fewer where there are no more candidates.
         temperature: β; towards ∞ all are accepted in order, towards 0 the highest reward first.
-        random: source of the draws.
+        random: The source of the draws.
     """
     left, taken = list(range(len(rewards))), []
     while left and len(taken) < accept:
@@ -156,10 +169,10 @@ def accepted(rewards: np.ndarray, best: float, temperature: float, random: np.ra
     """Independent rejection sampling: True with probability exp((r − best)/β); the accepted follow π_ref·exp(r/β).
 
     Args:
-        rewards: of independent samples of π_ref.
-        best: a bound that no reward exceeds.
+        rewards: The rewards of independent samples of π_ref.
+        best: A bound that no reward exceeds.
         temperature: β.
-        random: source of the draws.
+        random: The source of the draws.
     """
     return random.random(len(rewards)) < np.exp((rewards - best) / temperature)
 

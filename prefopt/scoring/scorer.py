@@ -16,7 +16,7 @@ from prefopt.models import Reference
 from prefopt.scoring import Rows, in_order, in_parts, rows_of, score
 
 
-class StepScorer:
+class Scorer:
     """Scores micro-batches for one objective.
 
     Args:

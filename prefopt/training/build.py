@@ -18,8 +18,10 @@ from prefopt.models import ModelSettings, Reference, load_policy, load_tokenizer
 from prefopt.models.load import check_model
 from prefopt.models.origin import Origin, origin_of
 from prefopt.rollouts import GenerationSettings
+from prefopt.rollouts.processor import check_processor
 from prefopt.training.arguments import training_arguments
-from prefopt.training.rollout_source import OnlineRun
+from prefopt.training.rollout_source import RolloutSource
+from prefopt.training.sources import DatasetSource, ExampleSource
 from prefopt.training.spec import RunSpec
 
 
@@ -33,7 +35,7 @@ class Parts:
         policy: The model that is trained.
         tokenizer: The policy's tokenizer, or the one that was given.
         reference: The reference, where the algorithm needs one.
-        online: What samples and rewards, where the algorithm does.
+        source: Where examples come from.
         adapter_kind: ``"lora"`` or ``"qlora"`` where an adapter is trained.
         reader: What makes datasets of further sources.
         train_dataset: The training data, if any was given.
@@ -45,7 +47,7 @@ class Parts:
     policy: nn.Module
     tokenizer: PreTrainedTokenizerBase
     reference: Reference | None
-    online: OnlineRun | None
+    source: ExampleSource
     adapter_kind: str | None
     reader: "DataReader"
     train_dataset: TokenizedDataset | None
@@ -94,11 +96,11 @@ def assemble(spec: RunSpec) -> Parts:
         for line in lines:
             say(f"{algorithm.name}: {line}")
     reference = _reference(algorithm, spec, policy, origin, settings)
-    online: OnlineRun | None = None
+    source: ExampleSource = DatasetSource(algorithm.objective)
     if algorithm.online:
         # A resumed run continues with the rollout in its checkpoint; there is nothing to skip over.
         args.ignore_data_skip = True
-        online = OnlineRun(
+        source = RolloutSource(
             algorithm,
             policy,
             tokenizer,
@@ -114,7 +116,7 @@ def assemble(spec: RunSpec) -> Parts:
         policy=policy,
         tokenizer=tokenizer,
         reference=reference,
-        online=online,
+        source=source,
         adapter_kind=("qlora" if settings.quantize else "lora") if trains_adapter else None,
         reader=reader,
         train_dataset=train,
@@ -151,7 +153,7 @@ def _reference(
         spec.reference,
         arrived_with_adapter=origin.lora is not None,
         settings=settings,
-        renewable=algorithm.plan.renew_reference,
+        renewable=algorithm.schedule.renew_reference,
         cached=spec.reference_cache is not None,
     )
     say(f"{algorithm.name}: the reference is {reference.description}.")
@@ -165,6 +167,8 @@ def check_assembly(algorithm: Algorithm, spec: RunSpec) -> None:
         UsageError: With what to leave out or to give.
     """
     name, generation = algorithm.name, spec.generation
+    if algorithm.processor is not None:
+        check_processor(algorithm.processor, name)
     if spec.reference is not None and not algorithm.needs_reference:
         raise UsageError(f"{name} uses no reference model: leave reference= out.")
     if spec.reference_cache is not None:
@@ -174,9 +178,9 @@ def check_assembly(algorithm: Algorithm, spec: RunSpec) -> None:
     if not algorithm.online and (spec.reward is not None or generation):
         which = "reward" if spec.reward is not None else "generation"
         raise UsageError(f"{name} trains on a dataset and samples nothing: leave {which}= out.")
-    if spec.reference is not None and algorithm.plan.renew_reference:
+    if spec.reference is not None and algorithm.schedule.renew_reference:
         raise UsageError(f"{name} makes the policy its own reference, round by round: leave reference= out.")
-    if algorithm.online and (least := algorithm.source.compares) > 1:
+    if algorithm.online and (least := algorithm.processor.compares) > 1:
         n = generation.n if isinstance(generation, GenerationSettings) else (generation or {}).get("n")
         # Any other value of n is judged where all settings of the sampling are.
         if isinstance(n, int) and 1 <= n < least:

@@ -1,6 +1,7 @@
 """Means over rows that arrive in micro-batches, on several ranks, between two moments of logging."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,6 +20,16 @@ class Means:
             total = value.detach().double().sum()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._counts[name] = self._counts.get(name, 0) + value.numel()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Start from nothing for the time of a ``with`` block; what was added before is back when it ends."""
+        kept = self._sums, self._counts
+        self._sums, self._counts = {}, {}
+        try:
+            yield
+        finally:
+            self._sums, self._counts = kept
 
     @property
     def names(self) -> list[str]:

@@ -1,6 +1,6 @@
 """What is known of an optimizer step before any of its losses: the reference, the objective's state, and counts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,10 @@ from prefopt.core.counts import global_counts
 from prefopt.core.errors import UsageError
 from prefopt.core.loss import State
 from prefopt.core.micro_batch import MicroBatch
+from prefopt.data import TokenizedExample, collate
 from prefopt.scoring import in_half
-from prefopt.scoring.scorer import StepScorer
-from prefopt.training.splitting import Portions
+from prefopt.scoring.scorer import Scorer
+from prefopt.training.splitting import MicroBatchSplitter
 
 # Nats per token by which policy and reference may differ at the start; equal weights give 0 on one machine.
 START_TOLERANCE = 1e-3
@@ -24,7 +25,7 @@ NOISE = 4.0
 
 
 @dataclass(frozen=True)
-class Step:
+class StepContext:
     """What is the same for all micro-batches of an optimizer step.
 
     Attributes:
@@ -36,23 +37,31 @@ class Step:
     state: State
 
 
-class Preparation:
+class StepPreparer:
     """Goes over all micro-batches of a step, without gradient, before the losses do.
 
     Args:
-        scorer: of the objective.
-        accelerator: of the processes that train.
-        portions: in which micro-batches are scored that do not fit into memory.
-        starts_equal: whether policy and reference must be the same model at step 0, which the first call checks.
+        scorer: The component that turns micro-batches into the objective's container.
+        policy: The model that is trained, without the wrappers of parallel training.
+        accelerator: The processes that train.
+        splitter: Divides micro-batches that do not fit into memory.
+        starts_equal: Whether policy and reference must be the same model at step 0, which the first call checks.
     """
 
-    def __init__(self, scorer: StepScorer, accelerator: Accelerator, portions: Portions, *, starts_equal: bool) -> None:
-        self.scorer, self.accelerator, self.portions = scorer, accelerator, portions
+    def __init__(
+        self,
+        scorer: Scorer,
+        policy: nn.Module,
+        accelerator: Accelerator,
+        splitter: MicroBatchSplitter,
+        *,
+        starts_equal: bool,
+    ) -> None:
+        self.scorer, self.policy, self.accelerator, self.splitter = scorer, policy, accelerator, splitter
         self.starts_equal = starts_equal
-        self._known: tuple[nn.Module | None, nn.Module | None] = (None, None)
 
     @torch.no_grad()
-    def step(self, model: nn.Module, batches: list[MicroBatch], state: State) -> tuple[list[MicroBatch], Step]:
+    def step(self, model: nn.Module, batches: list[MicroBatch], state: State) -> tuple[list[MicroBatch], StepContext]:
         """Score the micro-batches of a step with the reference, and let the objective prepare it.
 
         Args:
@@ -66,60 +75,55 @@ class Preparation:
         model.eval()
         observed: list[dict[str, Tensor]] = []
         with self.accelerator.autocast():
-            batches = [self.with_reference(model, batch) for batch in batches]
+            batches = [self.with_reference(batch) for batch in batches]
             self._check_start(model, batches[0])
             for batch in batches:
-                observed += self._observe(model, batch)
+                observed += self._observe(batch)
         counts = [self.scorer.counts(batch) for batch in batches]
         denominators = global_counts(counts, self.accelerator.gather, self.accelerator.device)
-        return batches, Step(denominators, self.scorer.objective.prepare(state, self._gather(observed)))
+        return batches, StepContext(denominators, self.scorer.objective.prepare(state, self._gather(observed)))
 
     @torch.no_grad()
-    def evaluation(self, model: nn.Module, batches: Iterable[MicroBatch], state: State) -> State:
+    def evaluation(self, batches: Iterable[MicroBatch], state: State) -> State:
         """The state for a whole dataset: what is remembered stays as it is, what belongs to a step spans all of it."""
         observed: list[dict[str, Tensor]] = []
         if self.scorer.objective.needs.observes:
             for batch in batches:
-                observed += self._observe(model, self.with_reference(model, batch))
+                observed += self._observe(self.with_reference(batch))
         gathered = self._gather(observed)
         if self.scorer.objective.needs.observes and not gathered:
             return state
         return self.scorer.objective.prepare(state, gathered, frozen=True)
 
     @torch.no_grad()
-    def reference_logps(self, model: nn.Module, batch: MicroBatch) -> list[np.ndarray]:
+    def reference_logps(
+        self, model: nn.Module, rows: Sequence[TokenizedExample], *, pad_token_id: int
+    ) -> list[np.ndarray]:
         """Of rows with one completion each, the reference's log-probs of the tokens that count."""
         model.eval()
+        batch = collate(rows, pad_token_id).to(self.accelerator.device)
         with self.accelerator.autocast():
-            batch = self.with_reference(model, batch)
+            batch = self.with_reference(batch)
             self._check_start(model, batch)
         parts = batch.ref_logps.cpu().split(batch.rows.lengths.tolist())
         return [part.numpy() for part in parts]
 
-    def with_reference(self, model: nn.Module, batch: MicroBatch) -> MicroBatch:
+    def with_reference(self, batch: MicroBatch) -> MicroBatch:
         """A micro-batch with what was missing of the reference's log-probs."""
-        policy = self._unwrapped(model)
         parts: list[tuple[int, int, MicroBatch]] = []
 
         def score(part: MicroBatch, start: int, end: int) -> None:
-            parts.append((start, end, self.scorer.score_reference(policy, part)))
+            parts.append((start, end, self.scorer.score_reference(self.policy, part)))
 
-        self.portions.each(batch, score)
+        self.splitter.each(batch, score)
         if len(parts) == 1:
             return parts[0][2]
         return batch.with_reference_of(parts) if self.scorer.objective.needs.reference else batch
 
-    def _unwrapped(self, model: nn.Module) -> nn.Module:
-        """Without the wrappers of parallel training; accelerate looks through all modules for that each time."""
-        if model is not self._known[0]:
-            self._known = model, self.accelerator.unwrap_model(model)
-        return self._known[1]
-
-    def _observe(self, model: nn.Module, batch: MicroBatch) -> list[dict[str, Tensor]]:
+    def _observe(self, batch: MicroBatch) -> list[dict[str, Tensor]]:
         """What `prepare` must see of a micro-batch, in one or more parts."""
-        policy = self._unwrapped(model)
         observed: list[dict[str, Tensor]] = []
-        self.portions.each(batch, lambda part, *_: observed.append(self.scorer.observe(policy, part)))
+        self.splitter.each(batch, lambda part, *_: observed.append(self.scorer.observe(self.policy, part)))
         return observed
 
     def _gather(self, observed: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,16 +6,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from weakref import WeakSet
 
 import numpy as np
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from prefopt.core.console import say
 from prefopt.core.errors import UsageError
 from prefopt.data import TokenizedDataset, TokenizedExample
+from prefopt.models import Reference
+from prefopt.training.context import TrainingContext
 
 FORMAT = "prefopt reference log-probs 1"
 TOKENS = 8192
@@ -76,6 +79,19 @@ class ReferenceCache:
                 f"reference_cache={str(folder)!r} cannot be made: {error.strerror}: name a folder that can be written."
             ) from None
 
+    @classmethod
+    def of_run(cls, folder: str | Path, reference: Reference, context: TrainingContext, score: Score) -> Self:
+        """The cache of a run, whose processes share the work."""
+        return cls(
+            folder,
+            reference.fingerprint(context.policy),
+            context.accelerator.mixed_precision,
+            score,
+            everyones=gather_object,
+            rank=context.args.process_index,
+            world=context.args.world_size,
+        )
+
     def fill(self, dataset: TokenizedDataset) -> TokenizedDataset:
         """The same dataset with the reference's log-probs, read from disk or scored and written now."""
         rows = [_row(each, k) for each in dataset.examples for k in range(len(each.completions))]
@@ -88,6 +104,12 @@ class ReferenceCache:
         filled = dataset.with_reference(by_example, mismatched)
         self._filled.add(filled)
         return filled
+
+    def fill_all(self, datasets: Any) -> Any:
+        """The same for a dataset, for several by name, or for None."""
+        if isinstance(datasets, dict):
+            return {name: self.fill(one) for name, one in datasets.items()}
+        return None if datasets is None else self.fill(datasets)
 
     def knows(self, dataset: Any) -> bool:
         """Whether this is a dataset that `fill` has given."""

@@ -1,29 +1,20 @@
-"""What an online run has besides a trainer: rewards, rollouts, and a critic."""
+"""Examples of an online run: the policy's own completions, with rewards."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from prefopt.algorithms import Algorithm
-from prefopt.core.batches import Completions, Rollouts, TokenLogps
 from prefopt.core.console import say
-from prefopt.core.counts import step_loss
 from prefopt.core.errors import UsageError
 from prefopt.core.loss import Loss
-from prefopt.core.micro_batch import MicroBatch
-from prefopt.core.objective import Objective
 from prefopt.data import DataSettings, Encoder, TokenizedDataset
-from prefopt.models import Critic, Reference, make_critic
-from prefopt.models.critic import ModelCritic
-from prefopt.objectives import get_objective
+from prefopt.models import Critic, Reference
 from prefopt.rewards.calling import RewardFunction
 from prefopt.rewards.names import load_reward
 from prefopt.rewards.reward import make_reward
@@ -32,30 +23,41 @@ from prefopt.rollouts import (
     EvaluationRollouts,
     GenerationSettings,
     PromptStream,
+    RolloutCollector,
     RolloutLoader,
-    RolloutMaker,
     TransformersGenerator,
 )
-from prefopt.scoring import score_values
-from prefopt.training.arguments import CHECKPOINTING
+from prefopt.training.auxiliary import Auxiliary
+from prefopt.training.context import TrainingContext
+from prefopt.training.critic_trainer import CriticTrainer
+from prefopt.training.sources import ExampleSource
+from prefopt.training.watch import Watch
 
-CRITIC_FILE = "critic.safetensors"
 REFERENCE_FILE = "reference.safetensors"
 
 
-class OnlineRun:
-    """Rollouts for training and evaluation, and the critic that is trained beside the policy.
+class RolloutSource(ExampleSource):
+    """Samples completions of the prompts of a dataset, rewards them, and makes examples of them.
+
+    The stages (sample → reward → score → advantages → examples) are those of `RolloutCollector`; the loaders hand out
+    what it collects in micro-batches, as often as the algorithm's schedule says.
 
     Args:
-        algorithm: an online one.
-        policy: the model that is trained, before its first update.
-        tokenizer: of the policy.
-        reference: where the algorithm needs one.
-        reward: whatever `make_reward` takes.
-        generation: fields of `GenerationSettings`.
-        data: how prompts are encoded.
-        trust_remote_code: run code that comes with a reward model.
+        algorithm: The online algorithm.
+        policy: The model that is trained, before its first update.
+        tokenizer: The policy's tokenizer.
+        reference: The reference, where the algorithm needs one.
+        reward: Whatever `make_reward` takes.
+        generation: Fields of `GenerationSettings`.
+        data: The settings by which prompts are encoded.
+        trust_remote_code: Run code that comes with a reward model.
+
+    Attributes:
+        collector: What samples, once the run is known.
+        loader: The rollouts for training, once training begins.
     """
+
+    collector: RolloutCollector
 
     def __init__(
         self,
@@ -69,217 +71,126 @@ class OnlineRun:
         data: DataSettings,
         trust_remote_code: bool = False,
     ) -> None:
-        _check_plan(algorithm)
-        self.algorithm, self.reference = algorithm, reference
+        _check_schedule(algorithm)
+        self.processor, self.schedule, self.reference = algorithm.processor, algorithm.schedule, reference
         self.settings = generation_settings(algorithm, generation)
-        self.reward = make_reward(reward, load=lambda name: self._reward_model(policy, name, trust_remote_code))
+        self.reward = make_reward(reward, load=lambda name: _reward_model(policy, name, trust_remote_code))
         self.generator = TransformersGenerator(tokenizer, Encoder(tokenizer, data).stop_ids())
         self.pad_token_id = tokenizer.pad_token_id
-        critic = algorithm.critic
         self.critic: Critic | None = None
-        self.value: Objective | None = None
-        if critic is not None:
-            self.critic = make_critic(None if critic.critic == "auto" else critic.critic, policy)
-            self.value = get_objective("value", epsilon_value=critic.epsilon_value)
-        self.start = Start(policy) if algorithm.plan.restart else None
+        self.auxiliary = Auxiliary()
+        if algorithm.critic is not None:
+            self.auxiliary = CriticTrainer(algorithm.critic, policy)
+            self.critic = self.auxiliary.critic
+        self.objective = self.auxiliary.joined(algorithm.objective)
+        # Completions that are learned from as they are do not care how they were sampled.
+        self.temperature = self.settings.temperature if algorithm.uses_ratio else 1.0
+        self.initial_weights = InitialWeights(policy) if self.schedule.restart else None
         self.loader: RolloutLoader | None = None
         self._moved: list[Tensor] = []
 
-    @property
-    def separate_critic(self) -> Critic | None:
-        """The critic, if it is trained by forward and backward passes of its own."""
-        return self.critic if self.critic is not None and self.critic.separate else None
+    def callbacks(self, given: Sequence[TrainerCallback | type]) -> list[TrainerCallback]:
+        """A watch for reward hacking that only warns, where the user has given none."""
+        # As transformers takes them, a callback may be a class.
+        watched = any(issubclass(one if isinstance(one, type) else type(one), Watch) for one in given)
+        return [] if watched else [Watch()]
 
-    @property
-    def objective(self) -> Objective:
-        """The loss of the policy; with the critic's where that sits on the policy's own hidden states."""
-        if self.critic is None or self.critic.separate:
-            return self.algorithm.objective
-        return self.algorithm.objective + self.algorithm.critic.vf_coef * self.value
-
-    @staticmethod
-    def _reward_model(policy: nn.Module, name: str, trust_remote_code: bool) -> RewardFunction:
-        """A reward model by name; one that is an adapter on the policy's base shares that base."""
-        if shares_base(policy, name):
-            say(f"reward {name}: its adapter sits on the policy's own base.")
-            return SharedRewardModel(policy, name)
-        return load_reward(name, trust_remote_code=trust_remote_code)
-
-    # ---- rollouts ----------------------------------------------------------------------------------------------
-
-    def loaders(
-        self,
-        policy: Callable[[], nn.Module],
-        args: TrainingArguments,
-        accelerator: Accelerator,
-        record: Callable[[dict[str, Tensor]], None],
-        optimizer: Callable[[], torch.optim.Optimizer],
-    ) -> "Loaders":
-        """What makes loaders, once training arguments and processes are known."""
-        if isinstance(self.critic, ModelCritic) and getattr(args, CHECKPOINTING):
-            _checkpoint(self.critic.model, getattr(args, f"{CHECKPOINTING}_kwargs"))
-
-        def gather(own: Tensor) -> Tensor:
-            return own if args.world_size == 1 else torch.cat(gather_object([own.cpu()]))
-
-        maker = RolloutMaker(
-            policy,
-            self.algorithm.source,
+    def attach(self, context: TrainingContext) -> None:
+        super().attach(context)
+        self.collector = RolloutCollector(
+            context.policy,
+            self.processor,
             generator=self.generator,
             settings=self.settings,
             reward=self.reward,
             pad_token_id=self.pad_token_id,
             reference=self.reference,
             critic=self.critic,
-            rows=args.per_device_train_batch_size * self.settings.n,
-            gather=gather,
-            autocast=accelerator.autocast,
-            record=record,
+            rows=context.args.per_device_train_batch_size * self.settings.n,
+            gather=context.gather,
+            autocast=context.accelerator.autocast,
+            record=context.metrics.add,
         )
-        return Loaders(self, maker, policy, args, optimizer)
 
-    # ---- the critic --------------------------------------------------------------------------------------------
+    # ---- micro-batches -------------------------------------------------------------------------------------------
 
-    def train_critic(
-        self,
-        policy: nn.Module,
-        batch: MicroBatch,
-        denominators: Mapping[str, float],
-        accelerator: Accelerator,
-    ) -> Mapping[str, Tensor]:
-        """Forward and backward of a critic of its own; its metrics.
+    def train_batches(self, dataset: TokenizedDataset, batch_size: int) -> RolloutLoader:
+        """Rollouts of the newest weights, kept so that a checkpoint can hold their state."""
+        args, seed = self.context.args, self.context.data_seed
+        self.loader = RolloutLoader(
+            self.collector,
+            PromptStream(dataset, seed, world=args.world_size, rank=args.process_index),
+            self.schedule,
+            micro_batch=batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            seed=seed,
+            renew_reference=self._renew_reference,
+            restart=self._restart,
+        )
+        return self.loader
 
-        Call it after the backward pass of the policy, for gradient checkpointing recomputes with the role that is on.
-        """
-        critic = self.critic
-        with critic.activated(policy) as body:
-            with accelerator.autocast():
-                valued = self._valued(body, batch)
-            loss = self.value(valued)
-            accelerator.backward(
-                self.algorithm.critic.vf_coef * step_loss(loss, denominators, accelerator.num_processes)
-            )
-        return loss.metrics
+    def eval_batches(self, dataset: TokenizedDataset, batch_size: int) -> EvaluationRollouts:
+        """One rollout of all prompts, sampled with a fixed seed."""
+        world, rank = self.context.args.world_size, self.context.args.process_index
+        return EvaluationRollouts(
+            self.collector, dataset, batch_size, seed=self.context.data_seed, world=world, rank=rank
+        )
 
-    def average_critic(self, policy: nn.Module, accelerator: Accelerator) -> None:
-        """At the end of a step, average the critic's gradients over processes, as the policy's are.
+    def _renew_reference(self) -> None:
+        self.reference.renew(self.context.policy)
 
-        The wrapper of parallel training knows nothing of these weights.
-        """
-        if accelerator.sync_gradients and accelerator.num_processes > 1:
-            for weight in self.critic.parameters(policy):
-                # A vocabulary head that is saved with the adapter says nothing about values.
-                if weight.grad is not None:
-                    weight.grad = accelerator.reduce(weight.grad, "mean")
+    def _restart(self) -> None:
+        self.initial_weights.restore(self.context.policy, self.context.optimizer)
 
-    def _valued(self, body: nn.Module, batch: MicroBatch) -> Rollouts:
-        """The micro-batch with the critic's values, and without log-probabilities, which it does not read."""
-        layout = batch.rows.layout
-        values = layout.pad(score_values(body, batch.rows, self.critic.head))
-        rows = Completions.from_tokens(TokenLogps(mask=layout.mask, logps=torch.zeros_like(values)))
-        return Rollouts.assemble(rows, {**batch.padded_labels, "values": values})
+    # ---- steps ---------------------------------------------------------------------------------------------------
 
-    def add_to(self, optimizer: torch.optim.Optimizer, policy: nn.Module, learning_rate: float) -> None:
-        """Train the critic's own weights with the policy's optimizer, at its own learning rate."""
-        weights = list(self.critic.head.parameters())
-        if self.critic.separate:
-            weights = self.critic.parameters(policy)
-        rate = learning_rate * self.algorithm.critic.critic_rate
-        optimizer.add_param_group({"params": weights, "lr": rate, "weight_decay": 0.0})
-
-    # ---- the end of a step -------------------------------------------------------------------------------------
-
-    @property
-    def epoch(self) -> float:
-        """Passes over the prompts so far."""
-        return self.loader.given / len(self.loader)
-
-    def metrics(self, loss: Loss) -> dict[str, Tensor]:
-        """Those of a loss of `objective`, under the same names whether the critic's is part of it or not.
-
-        ``kl`` is that of the reward where there is one, logged with the rollout; the loss's own is then ``kl/loss``.
-        """
-        found = dict(loss.metrics)
-        if self.critic is not None and not self.critic.separate:
-            parts = f"{self.algorithm.objective.name}/", f"{self.value.name}/{self.value.name}"
-            found = {k.removeprefix(parts[0]).replace(parts[1], self.value.name): v for k, v in found.items()}
-        if "kl" in found and "ref_logps" in self.algorithm.source.needs:
+    def metrics(self, loss: Loss) -> Mapping[str, Tensor]:
+        """``kl`` is that of the reward where there is one, logged with the rollout; the loss's own is ``kl/loss``."""
+        found = self.auxiliary.metrics(loss.metrics)
+        if "kl" in found and "ref_logps" in self.processor.needs:
             found["kl/loss"] = found.pop("kl")
         return found
 
-    def watch(self, metrics: Mapping[str, Tensor]) -> None:
+    def observe(self, metrics: Mapping[str, Tensor]) -> None:
         """Add up how far the policy has moved from the one that sampled, where a limit is set."""
-        if self.algorithm.plan.target_kl == 0:
+        if self.schedule.target_kl == 0:
             return
         values = metrics["policy/approx_kl"].double()
         self._moved.append(torch.stack([values.sum(), torch.ones_like(values).sum()]))
 
-    def end_of_step(self, policy: nn.Module, accelerator: Accelerator) -> None:
-        """Forget the critic's gradients, and leave the rollout if the policy has moved too far from it."""
-        if self.critic is not None:
-            for weight in self.critic.parameters(policy):
-                weight.grad = None
+    def end_of_step(self) -> None:
+        """Leave the rollout if the policy has moved too far from the one that sampled it."""
+        super().end_of_step()
         if not self._moved:
             return
-        total, tokens = accelerator.reduce(torch.stack(self._moved).sum(dim=0), "sum").tolist()
+        total, tokens = self.context.accelerator.reduce(torch.stack(self._moved).sum(dim=0), "sum").tolist()
         self._moved = []
-        if total / max(tokens, 1.0) > self.algorithm.plan.target_kl:
+        if total / max(tokens, 1.0) > self.schedule.target_kl:
             self.loader.leave()
 
-    # ---- checkpoints -------------------------------------------------------------------------------------------
+    def epoch(self, counted: float) -> float:
+        """Passes over the prompts: after a resume transformers counts from the beginning of the epoch again."""
+        return self.loader.given / len(self.loader)
 
-    def save(self, folder: Path, policy: nn.Module, *, main: bool) -> None:
-        """Write what a run needs to go on: the rollout and its place on every process, critic and rounds once."""
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path, *, main: bool) -> None:
+        """Write the rollout and its place on every process; critic and renewed reference once."""
+        super().save(folder, main=main)
         if self.loader is not None:
             self.loader.save(folder)
-        if main and self.critic is not None:
-            save_file(self.critic.state(policy), folder / CRITIC_FILE)
-        if main and self.algorithm.plan.renew_reference:
-            save_file(self.reference.state(policy), folder / REFERENCE_FILE)
+        if main and self.schedule.renew_reference:
+            save_file(self.reference.state(self.context.policy), folder / REFERENCE_FILE)
 
-    def load(self, folder: Path, policy: nn.Module) -> None:
-        """Go on where `save` was called."""
+    def load(self, folder: Path) -> None:
+        super().load(folder)
         if self.loader is not None:
             self.loader.load(folder)
-        if self.critic is not None and (folder / CRITIC_FILE).is_file():
-            self.critic.load(policy, load_file(folder / CRITIC_FILE))
-        if self.algorithm.plan.renew_reference and (folder / REFERENCE_FILE).is_file():
-            self.reference.load(policy, load_file(folder / REFERENCE_FILE))
+        if self.schedule.renew_reference and (folder / REFERENCE_FILE).is_file():
+            self.reference.load(self.context.policy, load_file(folder / REFERENCE_FILE))
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaders:
-    """Makes the data loaders of an online run."""
-
-    run: OnlineRun
-    maker: RolloutMaker
-    policy: Callable[[], nn.Module]
-    args: TrainingArguments
-    optimizer: Callable[[], torch.optim.Optimizer]
-
-    def train(self, dataset: TokenizedDataset, seed: int) -> RolloutLoader:
-        """Rollouts for training, kept so that a checkpoint can hold their state."""
-        args = self.args
-        self.run.loader = RolloutLoader(
-            self.maker,
-            PromptStream(dataset, seed, world=args.world_size, rank=args.process_index),
-            self.run.algorithm.plan,
-            micro_batch=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            seed=seed,
-            begin=lambda: self.run.reference.renew(self.policy()),
-            restart=lambda: self.run.start.restore(self.policy(), self.optimizer()),
-        )
-        return self.run.loader
-
-    def evaluation(self, dataset: TokenizedDataset, seed: int) -> EvaluationRollouts:
-        """Rollouts for evaluation, the same every time."""
-        args = self.args
-        world, rank = args.world_size, args.process_index
-        return EvaluationRollouts(self.maker, dataset, args.eval_batch_size, seed=seed, world=world, rank=rank)
-
-
-class Start:
+class InitialWeights:
     """The weights that are trained as they were at the start, to begin every round from.
 
     They are kept on the CPU. A resumed run finds them as the first one did: in the model that it is given.
@@ -301,21 +212,22 @@ class Start:
         optimizer.state.clear()
 
 
-def _checkpoint(model: nn.Module, options: Mapping[str, Any] | None) -> None:
-    """Switch on for a model of its own what transformers switches on for the one that it trains."""
-    kwargs = dict(options or {})
-    own = {name: kwargs.pop(name) for name in ("every_n_layers", "offload") if name in kwargs}
-    getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": kwargs or None}, **own)
+def _reward_model(policy: nn.Module, name: str, trust_remote_code: bool) -> RewardFunction:
+    """A reward model by name; one that is an adapter on the policy's base shares that base."""
+    if shares_base(policy, name):
+        say(f"reward {name}: its adapter sits on the policy's own base.")
+        return SharedRewardModel(policy, name)
+    return load_reward(name, trust_remote_code=trust_remote_code)
 
 
-def _check_plan(algorithm: Algorithm) -> None:
+def _check_schedule(algorithm: Algorithm) -> None:
     """Refuse what would have no effect."""
-    name, plan = algorithm.name, algorithm.plan
-    if plan.target_kl > 0 and not algorithm.uses_ratio:
+    name, schedule = algorithm.name, algorithm.schedule
+    if schedule.target_kl > 0 and not algorithm.uses_ratio:
         raise UsageError(f"{name} does not measure how far it is from the policy that sampled: leave target_kl out.")
-    if plan.renew_reference and not algorithm.needs_reference:
+    if schedule.renew_reference and not algorithm.needs_reference:
         raise UsageError(f"{name} uses no reference model: leave renew_reference out.")
-    if plan.restart and algorithm.uses_ratio:
+    if schedule.restart and algorithm.uses_ratio:
         raise UsageError(f"{name} learns from samples of the very policy that it improves: leave restart out.")
 
 
@@ -330,7 +242,7 @@ def generation_settings(
     if not isinstance(given, GenerationSettings):
         given = {**algorithm.generation, **(given or {})}
     settings = GenerationSettings.of(given)
-    name, samplers = algorithm.name, len(algorithm.source.samplers)
+    name, samplers = algorithm.name, len(algorithm.processor.samplers)
     if settings.n % samplers:
         raise UsageError(f"{name} samples from {samplers} policies: generation n={settings.n} must be even.")
     if algorithm.uses_ratio:

@@ -1,14 +1,16 @@
-"""Micro-batches that do not fit into memory go through a model in portions, and give the same sums."""
+"""Micro-batches that do not fit into memory go through a model in parts, and give the same sums."""
 
 from collections.abc import Callable, Iterable
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
+from transformers import TrainingArguments
 
 from prefopt.core.console import say
 from prefopt.core.errors import OutOfMemory
 from prefopt.core.micro_batch import MicroBatch
+from prefopt.training.arguments import CHECKPOINTING
 
 # What allocators say that do not raise torch.OutOfMemoryError, and what they raise: a kernel that cannot be loaded
 # any more, and memory of the machine that is kept for copies from a card.
@@ -25,10 +27,10 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return type(error) in _ERRORS and any(text in str(error) for text in _SAID)
 
 
-class Portions:
+class MicroBatchSplitter:
     """How many examples of a micro-batch go through a model at once: all, or fewer from when memory ran out.
 
-    Losses are sums over examples divided by counts of the whole step, so portions give the gradient of the whole.
+    Losses are sums over examples divided by counts of the whole step, so parts give the gradient of the whole.
 
     Args:
         what: is done with them, for messages.
@@ -40,11 +42,11 @@ class Portions:
         self.most: int | None = None
 
     def each(self, batch: MicroBatch, work: Work, weights: Iterable[nn.Parameter] = ()) -> None:
-        """Do some work on a micro-batch, in one or more portions that together hold every example once.
+        """Do some work on a micro-batch, in one or more parts that together hold every example once.
 
         Args:
             batch: from `collate`.
-            work: called with a portion, and with the numbers of its first example and of the one after its last. It
+            work: called with a part, and with the numbers of its first example and of the one after its last. It
                 must leave nothing behind but gradients before it is done.
             weights: those whose gradients it adds to.
 
@@ -96,6 +98,24 @@ class Portions:
             "says what fits; what helps is a shorter data max_length, a smaller batch size per device, "
             "gradient_checkpointing=true, adapter='qlora'."
         )
+
+
+def why_whole(args: TrainingArguments, name: str, *, coupled: bool, sharded: bool) -> str:
+    """Why micro-batches of a run that do not fit into memory cannot be divided; empty where they can.
+
+    Args:
+        args: The training arguments.
+        name: The algorithm's name.
+        coupled: Whether its loss compares the examples of a micro-batch.
+        sharded: Whether the model's weights are spread over processes.
+    """
+    if coupled:
+        return f"{name} compares its examples"
+    if args.world_size > 1 or sharded:
+        return "all processes go through the same passes together"
+    if getattr(args, CHECKPOINTING) and (getattr(args, f"{CHECKPOINTING}_kwargs") or {}).get("use_reentrant"):
+        return "reentrant checkpointing adds gradients up piece by piece"
+    return ""
 
 
 def _number(examples: int) -> str:

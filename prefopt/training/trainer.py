@@ -1,53 +1,56 @@
 """The one trainer: data, scoring, an objective, and transformers' training loop."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput
 
 from prefopt.core.arguments import method_takes
 from prefopt.core.counts import LossSums, step_loss
 from prefopt.core.errors import UsageError
-from prefopt.core.loss import Loss, State
+from prefopt.core.loss import State
 from prefopt.core.micro_batch import MicroBatch
 from prefopt.core.objective import Objective
-from prefopt.core.version import VERSION
-from prefopt.data import TokenizedDataset, collate, prepare_dataset
+from prefopt.data import TokenizedDataset
 from prefopt.models import save_policy
-from prefopt.models.export import RUN_FILE
 from prefopt.scoring import share_prompts as let_share_prompts
-from prefopt.scoring.scorer import StepScorer, pair_accuracy
-from prefopt.training.arguments import CHECKPOINTING
 from prefopt.training.build import assemble, check_batches
-from prefopt.training.loading import step_loader
+from prefopt.training.checkpoint import checkpoint_to_resume, load_state, save_state, write_record
+from prefopt.training.context import TrainingContext
+from prefopt.training.held_out import HeldOutAccuracy
 from prefopt.training.metrics import Means
-from prefopt.training.preparation import Preparation, Step
+from prefopt.training.preparation import StepContext, StepPreparer
 from prefopt.training.reference_cache import ReferenceCache
 from prefopt.training.spec import RunSpec
-from prefopt.training.splitting import Portions
+from prefopt.training.splitting import MicroBatchSplitter, why_whole
 from prefopt.training.watch import Watch
-
-STATE_FILE = "objective_state.safetensors"
 
 
 class Trainer(transformers.Trainer):
     """Train a policy with any algorithm, swapped by one word.
 
-    Of ``transformers.Trainer`` it overrides `get_train_dataloader` and `get_eval_dataloader` (batches that are the same
-    on any number of processes, or sampled on demand), `_prepare_inputs` and `_track_num_input_tokens` (a `MicroBatch`
-    in place of a dict), `get_batch_samples` (where *prepare* sees all micro-batches of a step), `compute_loss`,
-    `training_step`, `create_optimizer` and `_clip_grad_norm` (a critic beside the policy), `floating_point_ops`
-    (weights are counted once), `evaluation_loop` (sums and counts, not means of batch means), `log` (adds the metrics),
-    `train` (restores the objective's state), `_save_rng_state` and `_load_rng_state` (rollouts in checkpoints) and
-    `_save` (adapters without those of other roles, JSON instead of a pickle).
+    Of ``transformers.Trainer`` it overrides
+
+    - `get_train_dataloader`, `get_eval_dataloader`: the micro-batches of an `ExampleSource`;
+    - `_prepare_inputs`, `_track_num_input_tokens`: a `MicroBatch` in place of a dict;
+    - `get_batch_samples`: where *prepare* sees all micro-batches of a step;
+    - `compute_loss`, `training_step`: the loss of the step's share, then the passes of what is trained next to the
+      policy (a critic);
+    - `create_optimizer`, `_clip_grad_norm`: the weights that are trained next to the policy;
+    - `floating_point_ops`: weights are counted once;
+    - `evaluation_loop`: sums and counts, not means of batch means;
+    - `log`: adds the metrics;
+    - `train`, `_save_rng_state`, `_load_rng_state`: the state of the objective and of the source in checkpoints;
+    - `_save`: adapters without those of other roles, JSON instead of a pickle.
+
+    Where examples come from is known to the source alone (`prefopt.training.sources`).
     """
 
     @method_takes(RunSpec)
@@ -60,13 +63,11 @@ class Trainer(transformers.Trainer):
         """
         parts = assemble(spec)
         self.algorithm, self.data_settings = parts.algorithm, parts.reader.settings
-        self.objective: Objective = self.algorithm.objective
         args, policy, tokenizer = parts.args, parts.policy, parts.tokenizer
-        self.reference, self.online = parts.reference, parts.online
-        if self.online is not None:
-            self.objective = self.online.objective
+        self.policy, self.reference, self.source = policy, parts.reference, parts.source
+        self.objective: Objective = self.source.objective
         self._adapter_kind = parts.adapter_kind
-        self.scorer = self._step_scorer()
+        self.scorer = self.source.scorer(self.reference)
         self.objective_state: State = self.objective.init_state()
         self._pending_state: State = self.objective_state
         self._means = Means()
@@ -78,130 +79,51 @@ class Trainer(transformers.Trainer):
             train_dataset=parts.train_dataset,
             eval_dataset=parts.eval_dataset,
             processing_class=tokenizer,
-            data_collator=_identity,
-            callbacks=[_Commit(self), *spec.callbacks, *self._own_watch(spec.callbacks)],
+            data_collator=list,
+            callbacks=[_Commit(self), *spec.callbacks, *self.source.callbacks(spec.callbacks)],
         )
+        self.context = TrainingContext(policy, self.args, self.accelerator, self._means)
+        self.source.attach(self.context)
         for watch in (one for one in self.callback_handler.callbacks if isinstance(one, Watch)):
-            watch.attach(self._held_out_accuracy)
-        if self.online is not None:
-            if self.online.critic is not None:
-                self.online.critic.follow(self.policy)
-            self.loaders = self.online.loaders(
-                lambda: self.policy,
-                args,
-                self.accelerator,
-                record=lambda values: self._means.add(values),
-                optimizer=lambda: self.optimizer,
-            )
+            watch.attach(HeldOutAccuracy(self.context, self.reference, tokenizer, self.data_settings))
         # Every share of a step's loss is divided by global denominators already.
         self.loss_is_scaled_for_ga = True
         check_batches(self.algorithm, self.objective.needs, self.args)
-        whole = self._why_whole()
-        self._learned, self._scored = Portions("training", whole), Portions("scoring", whole)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        whole = why_whole(self.args, self.algorithm.name, coupled=self.objective.needs.coupled, sharded=sharded)
+        self._learned, self._scored = MicroBatchSplitter("training", whole), MicroBatchSplitter("scoring", whole)
         starts_equal = self.objective.needs.reference and spec.reference is None
-        self.preparation = Preparation(self.scorer, self.accelerator, self._scored, starts_equal=starts_equal)
-        for model in self._models():
-            let_share_prompts(model, spec.share_prompts)
+        self.preparer = StepPreparer(self.scorer, policy, self.accelerator, self._scored, starts_equal=starts_equal)
+        beside = () if self.reference is None else self.reference.own_models
+        for one in (policy, *beside, *self.source.auxiliary.models):
+            let_share_prompts(one, spec.share_prompts)
         self._cache: ReferenceCache | None = None
         if spec.reference_cache is not None:
             self._fill_cache(spec.reference_cache)
 
     # ---- assembly ----------------------------------------------------------------------------------------------
 
-    def _models(self) -> list[nn.Module]:
-        """The policy, and those beside it that have weights of their own."""
-        roles = [self.reference, None if self.online is None else self.online.critic]
-        return [self.policy, *(role.model for role in roles if hasattr(role, "model"))]
-
-    def _why_whole(self) -> str:
-        """Why a micro-batch that does not fit into memory cannot be divided; empty where it can."""
-        if self.objective.needs.coupled:
-            return f"{self.algorithm.name} compares its examples"
-        if self.args.world_size > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return "all processes go through the same passes together"
-        if getattr(self.args, CHECKPOINTING) and (getattr(self.args, f"{CHECKPOINTING}_kwargs") or {}).get(
-            "use_reentrant"
-        ):
-            return "reentrant checkpointing adds gradients up piece by piece"
-        return ""
-
     def _fill_cache(self, folder: str | Path) -> None:
         """Take all that is known of the reference from disk, or score it now, before the first update."""
-        cache = self._cache = ReferenceCache(
-            folder,
-            self.reference.fingerprint(self.policy),
-            self.accelerator.mixed_precision,
-            lambda rows: self.preparation.reference_logps(
-                self.model, self._prepare_inputs(collate(rows, self.processing_class.pad_token_id))
-            ),
-            everyones=gather_object,
-            rank=self.args.process_index,
-            world=self.args.world_size,
-        )
-        if self.train_dataset is not None:
-            self.train_dataset = cache.fill(self.train_dataset)
-        if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {name: cache.fill(part) for name, part in self.eval_dataset.items()}
-        elif self.eval_dataset is not None:
-            self.eval_dataset = cache.fill(self.eval_dataset)
+        score = partial(self.preparer.reference_logps, self.model, pad_token_id=self.processing_class.pad_token_id)
+        cache = self._cache = ReferenceCache.of_run(folder, self.reference, self.context, score)
+        self.train_dataset = cache.fill_all(self.train_dataset)
+        self.eval_dataset = cache.fill_all(self.eval_dataset)
         # A watch asks it about pairs of its own.
         if not any(isinstance(one, Watch) for one in self.callback_handler.callbacks):
             self.reference = self.scorer.reference = self.reference.release()
 
-    def _own_watch(self, callbacks: Any) -> list[TrainerCallback]:
-        """Online runs are watched for reward hacking, by the user's own watch or by one that only warns."""
-        # As transformers takes them, a callback may be a class.
-        given = any(issubclass(one if isinstance(one, type) else type(one), Watch) for one in callbacks)
-        return [Watch()] if self.algorithm.online and not given else []
-
-    def _held_out_accuracy(self, pairs: Any) -> Callable[[], float]:
-        """What measures how many held-out pairs the policy orders rightly, by its log-ratio to the reference."""
-        dataset = prepare_dataset(
-            pairs,
-            "pairs",
-            self.processing_class,
-            self.data_settings,
-            context=getattr(self.policy.config, "max_position_embeddings", None),
-            reader="watch",
-        )
-
-        def measure() -> float:
-            with self.accelerator.autocast():
-                return pair_accuracy(self.policy, self.reference, dataset, self.args.per_device_eval_batch_size)
-
-        return measure
-
-    def _step_scorer(self) -> StepScorer:
-        if self.online is None:
-            return StepScorer(self.objective, self.reference)
-        # Completions that are learned from as they are do not care how they were sampled.
-        temperature = self.online.settings.temperature if self.algorithm.uses_ratio else 1.0
-        head = self.online.critic.head if self.objective.needs.values else None
-        return StepScorer(self.objective, self.reference, temperature=temperature, value_head=head)
-
-    @property
-    def policy(self) -> nn.Module:
-        """The model that is trained, without the wrappers of parallel training."""
-        return self.accelerator.unwrap_model(self.model)
-
     # ---- batches -----------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
-        """Batches in an order that depends on the seed and the epoch, not on the number of processes."""
+        """The micro-batches of the source."""
         if self.train_dataset is None:
             raise UsageError("training needs a dataset: pass train_dataset=.")
-        if self.online is not None:
-            return self.loaders.train(self.train_dataset, self._seed)
-        options = {"needs": self.objective.needs, "seed": self._seed, "shuffle": True}
-        return step_loader(self.train_dataset, self.args, self._train_batch_size, **options)
+        return self.source.train_batches(self.train_dataset, self._train_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Batches in the order of the dataset; an online run samples them with a fixed seed."""
-        dataset = self._eval_dataset(eval_dataset)
-        if self.online is not None:
-            return self.loaders.evaluation(dataset, self._seed)
-        options = {"needs": self.objective.needs, "seed": self._seed, "shuffle": False}
-        return step_loader(dataset, self.args, self.args.eval_batch_size, **options)
+        """The micro-batches of the source, the same every time."""
+        return self.source.eval_batches(self._eval_dataset(eval_dataset), self.args.eval_batch_size)
 
     def _eval_dataset(self, eval_dataset: Any) -> TokenizedDataset:
         if isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict):
@@ -215,11 +137,6 @@ class Trainer(transformers.Trainer):
             raise UsageError("evaluation needs a dataset: pass eval_dataset=.")
         return self.eval_dataset
 
-    @property
-    def _seed(self) -> int:
-        """Of the order of the data, and of what is sampled."""
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
-
     def _prepare_inputs(self, inputs: MicroBatch) -> MicroBatch:
         """The micro-batch on the device that trains."""
         return inputs.to(self.args.device)
@@ -228,7 +145,7 @@ class Trainer(transformers.Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Step | None]:
+    ) -> tuple[list, StepContext | None]:
         """Take the micro-batches of a step and prepare it: reference, observations, denominators."""
         batches = []
         for _ in range(num_batches):
@@ -238,7 +155,7 @@ class Trainer(transformers.Trainer):
                 break
         if not batches:
             return batches, None
-        batches, step = self.preparation.step(self.model, batches, self.objective_state)
+        batches, step = self.preparer.step(self.model, batches, self.objective_state)
         self._pending_state = {key: step.state[key] for key in self.objective_state}
         return batches, step
 
@@ -247,23 +164,22 @@ class Trainer(transformers.Trainer):
         model: nn.Module,
         inputs: MicroBatch,
         return_outputs: bool = False,
-        num_items_in_batch: Step | None = None,
+        num_items_in_batch: StepContext | None = None,
     ) -> Tensor:
         """This micro-batch's share of the loss of its step."""
         # Around more than the policy's own forward: models beside it compute as it does, and so does what is compared.
         with self.accelerator.autocast():
             container = self.scorer.container(model, inputs)
         loss = self.objective(container, num_items_in_batch.state)
-        self._seen = self._metrics(loss)
+        self._seen = self.source.metrics(loss)
         return step_loss(loss, num_items_in_batch.denominators, self.accelerator.num_processes)
 
-    def _metrics(self, loss: Loss) -> Mapping[str, Tensor]:
-        return loss.metrics if self.online is None else self.online.metrics(loss)
+    def training_step(
+        self, model: nn.Module, inputs: MicroBatch, num_items_in_batch: StepContext | None = None
+    ) -> Tensor:
+        """Forward and backward of the policy; then those of what is trained next to it, one role after the other.
 
-    def training_step(self, model: nn.Module, inputs: MicroBatch, num_items_in_batch: Step | None = None) -> Tensor:
-        """Forward and backward of the policy; then those of a critic of its own, one role after the other.
-
-        Where memory runs out, in portions (see `prefopt.training.splitting`).
+        Where memory runs out, in parts (see `prefopt.training.splitting`).
         """
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         shares: list[Tensor] = []
@@ -272,40 +188,31 @@ class Trainer(transformers.Trainer):
         def learn(part: MicroBatch, *_: int) -> None:
             shares.append(one_pass(model, part, num_items_in_batch))
             self._means.add(self._seen)
-            if self.online is not None:
-                self.online.watch(self._seen)
-
-        def learn_values(part: MicroBatch, *_: int) -> None:
-            self._means.add(
-                self.online.train_critic(self.policy, part, num_items_in_batch.denominators, self.accelerator)
-            )
+            self.source.observe(self._seen)
 
         self._learned.each(inputs, learn, weights)
-        if self.online is not None and self.online.critic is not None:
-            if self.online.separate_critic is not None:
-                self._learned.each(inputs, learn_values, weights)
-            self.online.average_critic(self.policy, self.accelerator)
+        self.source.auxiliary.after_backward(inputs, num_items_in_batch, self._learned)
         return torch.stack(shares).sum()
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        """Clip the policy's gradients, and those of a critic of its own by themselves; a head is part of the policy."""
-        if self.online is None or self.online.critic is None:
+        """Clip the policy's gradients, with those that share its pass; what is trained apart has a norm of its own."""
+        joint, apart = self.source.auxiliary.clipped_with_policy(), self.source.auxiliary.clipped_apart()
+        if not joint and not apart:
             return super()._clip_grad_norm(model)
-        own = self.online.critic.parameters(self.policy)
-        mine = {id(weight) for weight in own}
-        rest = [weight for weight in model.parameters() if id(weight) not in mine]
-        if self.online.separate_critic is None:
-            return self.accelerator.clip_grad_norm_([*rest, *own], self.args.max_grad_norm)
-        norm = self.accelerator.clip_grad_norm_(rest, self.args.max_grad_norm)
-        nn.utils.clip_grad_norm_(own, self.args.max_grad_norm)
+        own = {id(weight) for weight in (*joint, *apart)}
+        rest = [weight for weight in model.parameters() if id(weight) not in own]
+        norm = self.accelerator.clip_grad_norm_([*rest, *joint], self.args.max_grad_norm)
+        if apart:
+            nn.utils.clip_grad_norm_(apart, self.args.max_grad_norm)
         return norm
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of transformers, with the critic's weights in it."""
+        """The optimizer of transformers, with the weights that are trained next to the policy in it."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if fresh and self.online is not None and self.online.critic is not None:
-            self.online.add_to(optimizer, self.policy, self.args.learning_rate)
+        if fresh:
+            self.context.optimizer = optimizer
+            self.source.auxiliary.extend_optimizer(optimizer)
         return optimizer
 
     def floating_point_ops(self, inputs: MicroBatch) -> int:
@@ -322,10 +229,8 @@ class Trainer(transformers.Trainer):
     def _end_of_step(self) -> None:
         """After an optimizer step: remember the objective's state."""
         self.objective_state = self._pending_state
-        if self.online is not None:
-            self.online.end_of_step(self.policy, self.accelerator)
-            # After a resume transformers counts from the beginning of the epoch again.
-            self.state.epoch = self.online.epoch
+        self.source.end_of_step()
+        self.state.epoch = self.source.epoch(self.state.epoch)
 
     # ---- evaluation and logging --------------------------------------------------------------------------------
 
@@ -339,26 +244,24 @@ class Trainer(transformers.Trainer):
     ) -> EvalLoopOutput:
         """Loss and metrics of a dataset, taken as one step: they do not depend on the batch size."""
         self.model.eval()
-        kept, self._means = self._means, Means()
         sums = LossSums()
-        with torch.no_grad(), self.accelerator.autocast():
-            batches = list(dataloader) if self.algorithm.online else dataloader
-            prepared = (self._prepare_inputs(batch) for batch in batches)
-            state = self.preparation.evaluation(self.model, prepared, self.objective_state)
 
-            def measure(part: MicroBatch, *_: int) -> None:
-                scored = self.scorer.score_reference(self.policy, part)
-                loss = self.objective(self.scorer.container(self.model, scored), state)
-                self._means.add(self._metrics(loss))
-                sums.add(loss)
+        def measure(part: MicroBatch, *_: int) -> None:
+            scored = self.scorer.score_reference(self.policy, part)
+            loss = self.objective(self.scorer.container(self.model, scored), state)
+            self._means.add(self.source.metrics(loss))
+            sums.add(loss)
 
-            for batch in batches:
-                self._scored.each(self._prepare_inputs(batch), measure)
-                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        # Sampled prompts may have given no example.
-        whole = sums.loss(gather_object)
-        metrics = ({} if whole is None else {"loss": whole}) | self._drained()
-        self._means = kept
+        with self._means.apart():
+            with torch.no_grad(), self.accelerator.autocast():
+                prepared = (self._prepare_inputs(batch) for batch in dataloader)
+                state = self.preparer.evaluation(prepared, self.objective_state)
+                for batch in dataloader:
+                    self._scored.each(self._prepare_inputs(batch), measure)
+                    self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            # Sampled prompts may have given no example.
+            whole = sums.loss(gather_object)
+            metrics = ({} if whole is None else {"loss": whole}) | self._drained()
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
@@ -381,29 +284,22 @@ class Trainer(transformers.Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
         """Train; ``resume_from_checkpoint`` is a folder, or True for the newest one in the output folder."""
-        if resume_from_checkpoint is True:
-            folder = get_last_checkpoint(self.args.output_dir)
-            if folder is None:
-                raise UsageError(f"there is no checkpoint to resume from in {self.args.output_dir}.")
-            resume_from_checkpoint = folder
-        if resume_from_checkpoint:
-            path = Path(resume_from_checkpoint) / STATE_FILE
-            if path.is_file():
-                self.objective_state = load_file(path, device=str(self.args.device))
-            self.preparation.starts_equal = False
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **options)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None:
+            self.objective_state = load_state(checkpoint, self.args.device) or self.objective_state
+            self.preparer.starts_equal = False
+        return super().train(resume_from_checkpoint=checkpoint, **options)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Called on every process for every checkpoint: beside random numbers, keep the rollout and its roles."""
+        """Called on every process for every checkpoint: besides random numbers, keep what the source must know."""
         super()._save_rng_state(output_dir)
-        if self.online is not None:
-            self.online.save(Path(output_dir), self.policy, main=self.args.should_save)
+        self.source.save(Path(output_dir), main=self.args.should_save)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called where a resumed run begins: go on with the rollout of the checkpoint."""
+        """Called where a resumed run begins: the source goes on where the checkpoint was written."""
         super()._load_rng_state(checkpoint)
-        if self.online is not None and checkpoint is not None:
-            self.online.load(Path(checkpoint), self.policy)
+        if checkpoint is not None:
+            self.source.load(Path(checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -412,25 +308,9 @@ class Trainer(transformers.Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_policy(self.policy, folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
-        if self.objective_state:
-            save_file({key: value.contiguous() for key, value in self.objective_state.items()}, folder / STATE_FILE)
-        (folder / RUN_FILE).write_text(json.dumps(self._record(), indent=2, default=str) + "\n")
-
-    def _record(self) -> dict[str, Any]:
-        """What one needs to know about a saved model later."""
-        return {
-            "prefopt": VERSION,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "algorithm": self.algorithm.name,
-            "role": "reward model" if self.objective.needs.rewards else "policy",
-            "hyperparameters": self.algorithm.hyperparameters,
-            "template_args": dict(self.data_settings.template_args),
-            "adapter": self._adapter_kind,
-            "data": self.train_dataset.audit.lines() if self.train_dataset is not None else [],
-            "step": self.state.global_step,
-            "arguments": self.args.to_dict(),
-        }
+        save_state(self.objective_state, folder)
+        options = {"adapter": self._adapter_kind, "settings": self.data_settings, "dataset": self.train_dataset}
+        write_record(folder, self.algorithm, self.args, step=self.state.global_step, **options)
 
 
 class _Commit(TrainerCallback):
@@ -441,7 +321,3 @@ class _Commit(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.trainer._end_of_step()
-
-
-def _identity(examples: list) -> list:
-    return examples

@@ -66,15 +66,15 @@ def test_a_threshold_is_reached_by_equality_and_a_prompt_gives_no_more_than_its_
     source = AboveThreshold(threshold=0.5)
     assert chosen(source.of_group(group(rewards))) == [[10], [12], [13]]
     assert chosen(AboveThreshold(threshold=0.5, keep=2).of_group(group(rewards))) == [[10], [12]]
-    assert source.keeps(group(rewards))
-    assert not source.keeps(group([0.1, 0.2]))
+    assert source.keep_group(group(rewards))
+    assert not source.keep_group(group([0.1, 0.2]))
 
 
 def test_the_best_is_chosen_over_the_worst_with_their_rewards() -> None:
     (pair,) = BestAndWorst().of_group(group([0.1, 0.9, -2.0, 0.9]))
     assert chosen([pair]) == [[11, 12]]
     assert (pair.labels["chosen_score"], pair.labels["rejected_score"]) == (0.9, -2.0)
-    assert not BestAndWorst().keeps(group([0.3, 0.3, 0.3]))
+    assert not BestAndWorst().keep_group(group([0.3, 0.3, 0.3]))
 
 
 def test_xpo_says_which_of_its_completions_the_reference_sampled() -> None:
@@ -82,7 +82,7 @@ def test_xpo_says_which_of_its_completions_the_reference_sampled() -> None:
     pairs = PolicyAgainstReference().of_group(group([1.0, 0.0, 3.0, 0.0, 2.0, 3.0]))
     assert chosen(pairs) == [[10, 13], [14, 11]]
     assert [pair.labels["sampled_by_reference"] for pair in pairs] == [False, True]
-    assert not PolicyAgainstReference().keeps(group([1.0, 1.0]))
+    assert not PolicyAgainstReference().keep_group(group([1.0, 1.0]))
 
 
 def test_a_selection_goes_through_all_groups_of_a_rollout() -> None:
@@ -152,8 +152,8 @@ def test_rso_pairs_distinct_candidates_once_and_always_alike() -> None:
         assert (example.labels["chosen_score"], example.labels["rejected_score"]) == (better, worse)
     again = source.of_group(candidates)
     assert [e.completions[0].tolist() for e in again] == [e.completions[0].tolist() for e in examples]
-    assert source.keeps(candidates)
-    assert not source.keeps(group([1.0, 1.0, 1.0, 1.0]))
+    assert source.keep_group(candidates)
+    assert not source.keep_group(group([1.0, 1.0, 1.0, 1.0]))
 
 
 def test_rso_near_zero_temperature_accepts_the_best() -> None:
@@ -165,7 +165,7 @@ def test_rso_near_zero_temperature_accepts_the_best() -> None:
 
 
 def adaptive(**changes: float) -> KLController:
-    return KLController(Gae(kl_coef=0.2, kl_controller="adaptive", **changes))
+    return KLController(Gae(kl_coef=0.2, kl_controller="adaptive", **changes).kl_penalty)
 
 
 def test_the_adaptive_coefficient_follows_the_published_rule() -> None:
@@ -184,10 +184,10 @@ def test_the_coefficient_never_turns_negative_and_a_fixed_one_never_moves() -> N
     controller = adaptive(kl_horizon=10)
     controller.update(0.0, 1000)
     assert controller.coefficient == 0.0
-    fixed = KLController(Gae(kl_coef=0.2))
+    fixed = KLController(Gae(kl_coef=0.2).kl_penalty)
     fixed.update(600.0, 64)
     assert fixed.coefficient == 0.2
-    assert KLController(BestOf()).coefficient == 0.0
+    assert KLController(BestOf().kl_penalty).coefficient == 0.0
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
@@ -285,14 +285,16 @@ def test_a_prompt_that_is_read_makes_logits_of_one_position_alone() -> None:
 def test_a_mixture_follows_both_models_over_several_tokens(make: Callable[[], torch.nn.Module]) -> None:
     """The log-probability of every token of every completion, recomputed from whole sequences."""
     run = nash_md(make())
-    maker = run.loaders.maker
+    collector = run.source.collector
     with torch.no_grad():
         for name, value in run.policy.named_parameters():
             if "1." in name:
                 value.add_(0.1 * torch.randn_like(value))
     examples = [run.train_dataset[i] for i in range(3)]
     torch.manual_seed(0)
-    drawn = maker._draw("mixture", [example.prompt for example in examples], GenerationSettings(n=2, max_new_tokens=5))
+    drawn = collector._draw(
+        "mixture", [example.prompt for example in examples], GenerationSettings(n=2, max_new_tokens=5)
+    )
     other = run.reference.model
     apart = 0.0
     for example, samples in zip(examples, drawn, strict=True):
@@ -319,6 +321,19 @@ def nash_md(model: torch.nn.Module) -> prefopt.Trainer:
     )
 
 
+# ---- how many examples -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 4, 16])
+@pytest.mark.parametrize("name", sorted(assemblies()))
+def test_a_prompt_yields_as_many_examples_as_are_planned_for(name: str, n: int) -> None:
+    """With rewards that all differ; a plan must not be below it."""
+    processor = prefopt.get_algorithm(name).processor
+    tokens = {key: [[-1.0]] * n for key in ("old_logps", "ref_logps", "values")}
+    one = group([1.0 + 0.1 * i for i in range(n)], **tokens)
+    assert len(processor(Rollout([one], 8))) == processor.examples_per_prompt(n)
+
+
 # ---- one completion ------------------------------------------------------------------------------------------------
 
 
@@ -327,7 +342,7 @@ def test_what_compares_completions_is_not_given_one_alone(name: str) -> None:
     algorithm = prefopt.get_algorithm(name, **({"objective": "dpo"} if name == "online" else {}))
     check = lambda n: check_assembly(algorithm, None, "r", {"n": n})  # noqa: E731
     check(2)
-    if algorithm.source.compares == 1:
+    if algorithm.processor.compares == 1:
         check(1)
         return
     with pytest.raises(UsageError, match=f"{name} compares completions of the same prompt.*--n.* to 2 or more"):
@@ -335,12 +350,13 @@ def test_what_compares_completions_is_not_given_one_alone(name: str) -> None:
     with pytest.raises(UsageError, match="compares"):
         check_assembly(algorithm, None, "r", GenerationSettings(n=1))
     # That there is nothing to learn is so, whatever the reward.
-    source = dataclasses.replace(algorithm.source, **({"kl_coef": 0.0} if hasattr(algorithm.source, "kl_coef") else {}))
-    examples = source(Rollout([group([0.7], old_logps=[[-1.0]])], 8))
-    assert len(examples) == (source.batch is Rollouts)
+    without_kl = {"kl_coef": 0.0} if hasattr(algorithm.processor, "kl_coef") else {}
+    processor = dataclasses.replace(algorithm.processor, **without_kl)
+    examples = processor(Rollout([group([0.7], old_logps=[[-1.0]])], 8))
+    assert len(examples) == (processor.batch is Rollouts)
     assert all((example.labels["advantages"] == 0).all() for example in examples)
 
 
 def test_one_completion_alone_is_of_use_with_a_baseline_of_the_batch_only() -> None:
-    assert prefopt.get_algorithm("reinforce_pp").source.compares == 1
-    assert prefopt.get_algorithm("reinforce_pp", baseline="group").source.compares == 2
+    assert prefopt.get_algorithm("reinforce_pp").processor.compares == 1
+    assert prefopt.get_algorithm("reinforce_pp", baseline="group").processor.compares == 2

@@ -26,7 +26,7 @@ from prefopt.models import make_reference
 from prefopt.models.load import ModelSettings
 from prefopt.objectives import get_objective
 from prefopt.scoring import rows_of, score, share_prompts, tiles
-from prefopt.scoring.scorer import StepScorer
+from prefopt.scoring.scorer import Scorer
 
 # The package exports a function of the same name.
 scoring = sys.modules["prefopt.scoring.score"]
@@ -290,7 +290,7 @@ def test_tdpo_with_adapters_has_the_reference_of_its_own_head(
             assert "lora_" in name
     expected = plain(policy, lambda **_: CausalLMOutputWithPast(logits=before), inputs)
     in_chunks(monkeypatch, policy, 7)
-    scorer = StepScorer(get_objective("tdpo1"), reference)
+    scorer = Scorer(get_objective("tdpo1"), reference)
     known = scorer.score_reference(policy, MicroBatch(rows=inputs, labels={"ids": torch.arange(len(inputs))}))
     found = scorer.completions(policy, inputs, known.ref_logps).tokens
     assert expected["kl"].min() > 1e-3

@@ -18,7 +18,7 @@ from leaving import leave_early
 
 from prefopt.core.micro_batch import MicroBatch
 from prefopt.scoring import tiles
-from prefopt.scoring.scorer import StepScorer
+from prefopt.scoring.scorer import Scorer
 from prefopt.training import reference_cache
 
 # By name: the algorithm, and whether a cache has the reference's log-probs: it is made once, then read.
@@ -31,13 +31,13 @@ class Scored:
 
     def __init__(self) -> None:
         self.rows = 0
-        score = StepScorer.score_reference
+        score = Scorer.score_reference
 
-        def count(scorer: StepScorer, policy: torch.nn.Module, batch: MicroBatch) -> MicroBatch:
+        def count(scorer: Scorer, policy: torch.nn.Module, batch: MicroBatch) -> MicroBatch:
             self.rows += len(batch.rows) if batch.ref_logps is None else 0
             return score(scorer, policy, batch)
 
-        StepScorer.score_reference = count
+        Scorer.score_reference = count
 
     def drain(self) -> list[int]:
         """Of every process, since the last time."""

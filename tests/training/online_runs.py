@@ -7,7 +7,7 @@ import torch
 from helpers import trainer
 
 import prefopt
-from prefopt.rollouts import RolloutMaker
+from prefopt.rollouts import RolloutCollector
 
 PROMPTS = [{"prompt": row["prompt"]} for row in tiny.pairs(8)]
 ADAPTER = {"adapter": "lora", "lora": {"r": 4}}
@@ -26,27 +26,27 @@ def online(name: Any, *, args: dict | None = None, generation: dict | None = Non
 
 
 class Spy:
-    """Keeps the groups and the examples of every rollout that is made."""
+    """Keeps the groups and the examples of every rollout that is collected."""
 
     def __init__(self, run: prefopt.Trainer) -> None:
         self.groups: list[list] = []
         self.examples: list[list] = []
-        maker = run.loaders.maker
-        scored, make = maker._scored, maker.make
+        collector = run.source.collector
+        score, collect = collector.score, collector.collect
 
         def keep_scored(groups: list) -> list:
-            self.groups.append(scored(groups))
+            self.groups.append(score(groups))
             return self.groups[-1]
 
-        def keep_made(*given: Any, **options: Any) -> list:
-            self.examples.append(make(*given, **options))
+        def keep_collected(*given: Any, **options: Any) -> list:
+            self.examples.append(collect(*given, **options))
             return self.examples[-1]
 
-        maker._scored, maker.make = keep_scored, keep_made
+        collector.score, collector.collect = keep_scored, keep_collected
 
 
-def maker(run: prefopt.Trainer) -> RolloutMaker:
-    return run.loaders.maker
+def collector(run: prefopt.Trainer) -> RolloutCollector:
+    return run.source.collector
 
 
 def logs(run: prefopt.Trainer, name: str) -> list[float]:
@@ -56,8 +56,8 @@ def logs(run: prefopt.Trainer, name: str) -> list[float]:
 def weights(run: prefopt.Trainer) -> dict[str, torch.Tensor]:
     """Of the policy, the critic and what else is in memory."""
     own = {f"policy.{k}": v.detach().clone() for k, v in run.policy.named_parameters()}
-    if run.online.critic is not None:
-        own |= {f"critic.{k}": v for k, v in run.online.critic.state(run.policy).items()}
-    if run.algorithm.plan.renew_reference:
-        own |= {f"reference.{k}": v for k, v in run.online.reference.state(run.policy).items()}
+    if run.source.critic is not None:
+        own |= {f"critic.{k}": v for k, v in run.source.critic.state(run.policy).items()}
+    if run.algorithm.schedule.renew_reference:
+        own |= {f"reference.{k}": v for k, v in run.source.reference.state(run.policy).items()}
     return own

@@ -58,8 +58,8 @@ def test_a_reference_scored_in_the_loss_computes_as_the_policy_does() -> None:
 def test_a_critic_computes_as_the_policy_does_and_its_head_in_float32(critic: str) -> None:
     run = online(prefopt.get_algorithm("ppo", critic=critic), args=HALF)
     values: list[torch.dtype] = []
-    run.online.critic.head.register_forward_hook(lambda _, __, out: values.append(out.dtype))
-    body = getattr(run.online.critic, "model", run.policy)
+    run.source.critic.head.register_forward_hook(lambda _, __, out: values.append(out.dtype))
+    body = getattr(run.source.critic, "model", run.policy)
     with products(body) as seen:
         run.train()
     assert set(seen) == {torch.bfloat16}

@@ -82,8 +82,8 @@ def test_a_resumed_run_is_the_whole_run(
         if "loss" in entry and entry["step"] > stop:
             for key in LOGGED:
                 assert by_step[entry["step"]].get(key) == entry.get(key), (entry["step"], key)
-    assert whole.loaders.maker.controller.coefficient == resumed.loaders.maker.controller.coefficient
-    assert whole.online.loader.prompts.place == resumed.online.loader.prompts.place
+    assert whole.source.collector.controller.coefficient == resumed.source.collector.controller.coefficient
+    assert whole.source.loader.prompts.place == resumed.source.loader.prompts.place
 
 
 def test_another_number_of_processes_cannot_go_on_and_other_batch_sizes_begin_a_rollout(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_another_number_of_processes_cannot_go_on_and_other_batch_sizes_begin_a_
 
     run(3, resume=False)
     other = run(5, gradient_accumulation_steps=3)
-    assert other.online.loader.number == 2
-    assert other.online.loader._cursor == 2 * 3
+    assert other.source.loader.number == 2
+    assert other.source.loader._cursor == 2 * 3
     file = tmp_path / "checkpoint-3" / "rollout-0.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"world": 2}))
     with pytest.raises(UsageError, match=r"was written by 2 processes.* resume with as many"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from online_runs import ADAPTER, PROMPTS, Spy, logs, maker, online, weights, worth
+from online_runs import ADAPTER, PROMPTS, Spy, collector, logs, online, weights, worth
 from transformers import TrainerCallback
 
 import prefopt
@@ -97,7 +97,7 @@ def test_old_and_reference_log_probs_are_those_of_the_sampling_temperature(how: 
     run = online(algorithm, generation={"temperature": 0.7}, args={"max_steps": 2, "learning_rate": 1e-2}, **how)
     run.train()
     spy = Spy(run)
-    run.loaders.maker.make(run.online.loader.prompts.draw, 3, seed=1)
+    run.source.collector.collect(run.source.loader.prompts.draw, 3, seed=1)
     reference = tiny.model()
     apart = 0.0
     for group in spy.groups[0]:
@@ -125,7 +125,7 @@ def test_the_generators_own_log_probs_are_compared_with_the_scorers(how: dict) -
             return super().generate(tiny.model(5), *given, **options)
 
     broken = online("grpo", args={"max_steps": 1}, **how)
-    broken.loaders.maker.generator = Stale(tiny.tokenizer())
+    broken.source.collector.generator = Stale(tiny.tokenizer())
     broken.train()
     assert logs(broken, "generator/gap")[0] > 0.1
 
@@ -210,7 +210,7 @@ def test_each_sampler_gives_its_share_of_the_completions(how: dict) -> None:
     """XPO: the first half of a group is the policy's, the second the reference's."""
     run = online("xpo", generation={"n": 4}, args={"max_steps": 2, "learning_rate": 3e-2}, **how)
     run.train()
-    groups = run.loaders.maker.roll_out([run.train_dataset[i] for i in range(3)])
+    groups = run.source.collector.roll_out([run.train_dataset[i] for i in range(3)])
     reference = tiny.model()
     for group in groups:
         assert len(group.samples) == len(group.rewards) == 4
@@ -292,7 +292,7 @@ def test_a_round_of_rest_em_begins_with_the_weights_of_the_start() -> None:
         prefopt.get_algorithm("rest_em", minibatches=2, threshold=-9.0), args={"max_steps": 5, "learning_rate": 1e-2}
     )
     start, sampled, trained, counts = weights(run), [], [], []
-    made = maker(run).roll_out
+    made = collector(run).roll_out
 
     def roll_out(prompts: list) -> list:
         sampled.append(weights(run))
@@ -308,7 +308,7 @@ def test_a_round_of_rest_em_begins_with_the_weights_of_the_start() -> None:
     def same(one: dict, other: dict) -> bool:
         return all(torch.equal(value, other[key]) for key, value in one.items())
 
-    maker(run).roll_out = roll_out
+    collector(run).roll_out = roll_out
     run.add_callback(Look())
     run.train()
     assert [same(each, start) for each in sampled] == [True, False, False]
@@ -318,7 +318,7 @@ def test_a_round_of_rest_em_begins_with_the_weights_of_the_start() -> None:
         prefopt.get_algorithm("rest_em", minibatches=2, threshold=-9.0, restart=False), args={"max_steps": 5}
     )
     onwards.train()
-    assert onwards.online.start is None
+    assert onwards.source.initial_weights is None
 
 
 def test_the_kl_of_the_reward_and_that_of_the_loss_have_names_of_their_own() -> None:
@@ -375,12 +375,12 @@ def test_groups_without_a_difference_are_replaced(name: str) -> None:
     run = online(name, reward=stuck, args={"max_steps": 1, "per_device_train_batch_size": 4})
     spy = Spy(run)
     run.train()
-    size = run.online.loader.size
+    size = run.source.loader.size
     useless = {run.train_dataset[i].prompt.tobytes() for i in range(0, 8, 2)}
     assert len({id(example) for example in spy.examples[0]}) >= size
     assert not useless & {example.prompt.tobytes() for example in spy.examples[0]}
     assert logs(run, "groups/kept")[0] < 0.9
-    assert run.online.loader.prompts.place > size
+    assert run.source.loader.prompts.place > size
 
 
 @pytest.mark.parametrize("name", ["dapo", "online_dpo", "rso", "rest_em"])
@@ -406,11 +406,11 @@ def test_equal_rewards_are_no_error_where_they_are_a_result() -> None:
 def test_evaluation_gives_the_same_numbers_twice_and_leaves_no_trace(name: str) -> None:
     given = {"kl_controller": "adaptive", "kl_target": 1e-3, "kl_horizon": 10} if name == "ppo" else {}
     run = trains(name, ADAPTER, **given)
-    loader, before = run.online.loader, weights(run)
+    loader, before = run.source.loader, weights(run)
 
     def state() -> tuple:
         inner = loader.number, loader.given, loader._cursor, loader._skip, loader.prompts.place, id(loader._examples)
-        return *inner, loader.maker.controller.coefficient, torch.random.get_rng_state().tolist()
+        return *inner, loader.collector.controller.coefficient, torch.random.get_rng_state().tolist()
 
     found, kept = state(), np.random.get_state()[1].tolist()
     first = run.evaluate()
@@ -423,6 +423,18 @@ def test_evaluation_gives_the_same_numbers_twice_and_leaves_no_trace(name: str) 
     assert {"eval_loss", "eval_reward", "eval_completions/length"} <= first.keys()
     assert all(np.isfinite(value) for value in first.values())
     assert all(torch.equal(value, before[key]) for key, value in weights(run).items())
+
+
+def test_the_batches_of_an_evaluation_are_sampled_once_however_often_they_are_read() -> None:
+    run = online("online_dpo", eval_dataset=PROMPTS[:3])
+    sampled: list[int] = []
+    inner = collector(run).roll_out
+    collector(run).roll_out = lambda prompts: sampled.append(len(prompts)) or inner(prompts)
+    batches = run.source.eval_batches(run.eval_dataset, 2)
+    first, second = ([rows_of(batch) for batch in batches] for _ in range(2))
+    assert sampled == [3]
+    assert first == second
+    assert len(batches.dataset) == 3
 
 
 @pytest.mark.parametrize("name", ["ppo", "rloo", "online_dpo"])
@@ -468,8 +480,8 @@ def test_nothing_of_the_padding_reaches_advantages(critic: str) -> None:
     """Every token that is masked out becomes another one before any model sees it."""
     run = online(prefopt.get_algorithm("ppo", critic=critic, passes=1), args={"learning_rate": 1e-2}, **ADAPTER)
     run.train()
-    maker, dataset = run.loaders.maker, run.train_dataset
-    clean = maker.make(lambda number: [dataset[i] for i in range(number)], 4, seed=1)
+    collector, dataset = run.source.collector, run.train_dataset
+    clean = collector.collect(lambda number: [dataset[i] for i in range(number)], 4, seed=1)
     poisoned: list[int] = []
 
     def poison(module: torch.nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
@@ -480,11 +492,11 @@ def test_nothing_of_the_padding_reaches_advantages(critic: str) -> None:
             named = {**named, "input_ids": torch.where(mask == 0, 7 + torch.arange(ids.shape[1]) % 23, ids)}
         return given, named
 
-    models = {id(m): m for m in (run.policy, getattr(run.online.critic, "model", run.policy))}.values()
+    models = {id(m): m for m in (run.policy, getattr(run.source.critic, "model", run.policy))}.values()
     for model in models:  # in rows that are padded, as where prompts cannot be shared
         share_prompts(model, False)
     hooks = [model.register_forward_pre_hook(poison, with_kwargs=True) for model in models]
-    dirty = maker.make(lambda number: [dataset[i] for i in range(number)], 4, seed=1)
+    dirty = collector.collect(lambda number: [dataset[i] for i in range(number)], 4, seed=1)
     for hook in hooks:
         hook.remove()
     assert sum(poisoned) > 20
@@ -503,8 +515,8 @@ def test_the_reward_lands_on_the_last_token_whether_a_completion_ended_or_was_cu
     algorithm = prefopt.get_algorithm("ppo", lam=0.0, kl_coef=0.0, whiten_advantages=False)
     run = online(algorithm, generation={"n": 16})
     spy = Spy(run)
-    maker = run.loaders.maker
-    maker.make(run.loaders.train(run.train_dataset, 0).prompts.draw, 4, seed=2)
+    collector = run.source.collector
+    collector.collect(run.source.train_batches(run.train_dataset, 2).prompts.draw, 4, seed=2)
     samples = [(s, r) for group in spy.groups[0] for s, r in zip(group.samples, group.rewards, strict=True)]
     assert 5 < sum(sample.ended for sample, _ in samples) < 60
     for example, (sample, reward) in zip(spy.examples[0], samples, strict=True):

@@ -98,7 +98,7 @@ def test_gradients_of_earlier_micro_batches_are_kept(lines: list[str]) -> None:
         (other * values[start:end].sum()).sum().backward()
 
     for _ in range(2):
-        splitting.Portions("test").each(batch, work, [weight, other])
+        splitting.MicroBatchSplitter("test").each(batch, work, [weight, other])
     assert weight.grad.tolist() == other.grad.tolist() == [20.0] * 3
     assert len(lines) == 4
 
@@ -118,7 +118,7 @@ def test_other_errors_are_left_alone(lines: list[str]) -> None:
         raise RuntimeError("sizes do not match")
 
     with pytest.raises(RuntimeError, match="sizes do not match"):
-        splitting.Portions("test").each(batch, work)
+        splitting.MicroBatchSplitter("test").each(batch, work)
     said = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")
     assert splitting.ran_out_of_memory(said)
     assert splitting.ran_out_of_memory(torch.AcceleratorError("CUDA error: out of memory"))

@@ -18,9 +18,9 @@ from prefopt.core.errors import UsageError
 from prefopt.core.micro_batch import MicroBatch
 from prefopt.data import prepare_dataset
 from prefopt.models.fingerprint import fingerprint
-from prefopt.models.reference import AdapterOff, Released
+from prefopt.models.reference import AdapterOff, FrozenModel
 from prefopt.scoring import sharing
-from prefopt.scoring.scorer import StepScorer
+from prefopt.scoring.scorer import Scorer
 from prefopt.training import reference_cache
 
 ARGS = {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 3}
@@ -35,9 +35,9 @@ def cache(tmp_path: Path) -> Path:
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every forward pass of a reference."""
     rows: list[int] = []
-    score = StepScorer.score_reference
+    score = Scorer.score_reference
 
-    def count(self: StepScorer, policy: Any, batch: MicroBatch) -> MicroBatch:
+    def count(self: Scorer, policy: Any, batch: MicroBatch) -> MicroBatch:
         missing = len(batch.rows) if batch.ref_logps is None else 0
         if batch.mismatched is not None and batch.mismatched_ref_logps is None:
             missing += len(batch.mismatched)
@@ -45,7 +45,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             rows.append(missing)
         return score(self, policy, batch)
 
-    monkeypatch.setattr(StepScorer, "score_reference", count)
+    monkeypatch.setattr(Scorer, "score_reference", count)
     return rows
 
 
@@ -82,7 +82,8 @@ def test_a_cache_changes_nothing_and_is_read_the_second_time(
         assert torch.allclose(weights(other), weights(plain), atol=1e-6)
     assert torch.equal(weights(first), weights(second))
     assert evaluated == [pytest.approx(plain.evaluate()["eval_loss"], rel=1e-6)] * 2
-    assert isinstance(second.reference, Released if adapter is None else AdapterOff)
+    assert isinstance(second.reference, FrozenModel if adapter is None else AdapterOff)
+    assert not second.reference.own_models
 
 
 def test_a_cache_of_rows_in_several_passes_is_that_of_one_padded_pass(

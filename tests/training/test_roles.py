@@ -31,7 +31,7 @@ class Gradients(TrainerCallback):
         self.before: list[dict[str, torch.Tensor]] = []
 
     def on_pre_optimizer_step(self, *_, model, **__) -> None:
-        critic = self.run.online.critic
+        critic = self.run.source.critic
         named = {f"head.{k}": v for k, v in critic.head.named_parameters()} | critic.body(self.run.policy)
         own = {id(weight) for weight in named.values()}
         self.critic.append({k: v.grad.clone() for k, v in named.items() if v.grad is not None})
@@ -52,7 +52,7 @@ class Batches:
             batches, step = inner(*given, **options)
             self.steps.append([copy.copy(batch) for batch in batches])
             self.weights.append({k: v.detach().clone() for k, v in run.policy.named_parameters()})
-            self.heads.append(copy.deepcopy(run.online.critic.head))
+            self.heads.append(copy.deepcopy(run.source.critic.head))
             return batches, step
 
         run.get_batch_samples = keep
@@ -145,7 +145,7 @@ def test_exactly_the_roles_weights_are_trained_and_the_base_gets_nothing() -> No
     groups = run.optimizer.param_groups
     trained = [{id(weight) for weight in group["params"]} for group in groups]
     assert set().union(*trained[:-1]) == {id(named[k]) for k in policy}
-    assert trained[-1] == {id(named[k]) for k in critic} | {id(v) for v in run.online.critic.head.parameters()}
+    assert trained[-1] == {id(named[k]) for k in critic} | {id(v) for v in run.source.critic.head.parameters()}
     assert sum(map(len, trained)) == len(set().union(*trained))
 
 
@@ -154,7 +154,7 @@ def test_the_critic_learns_at_a_rate_of_its_own(critic: str, how: dict) -> None:
     run, _, _ = recorded(critic, how=how, critic_rate=5.0, args={"max_steps": 2})
     groups = run.optimizer.param_groups
     assert [group["lr"] for group in groups] == pytest.approx([1e-2] * (len(groups) - 1) + [5e-2])
-    assert run.online.critic.head.weight.abs().max() > 1e-3
+    assert run.source.critic.head.weight.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("how", [{}, ADAPTER])
@@ -202,9 +202,9 @@ def test_the_log_has_the_same_names_whatever_the_critic_is() -> None:
 
 def test_a_rollout_is_left_with_a_head_too() -> None:
     run, _, _ = recorded("head", how=ADAPTER, target_kl=1e-6)
-    assert run.online.loader.number == 2
+    assert run.source.loader.number == 2
     run, _, _ = recorded("head", how=ADAPTER, target_kl=1e-6, args={"max_steps": 2, "learning_rate": 0.0})
-    assert not run.online.loader._skip
+    assert not run.source.loader._skip
 
 
 def test_a_model_critic_is_trained_beside_a_full_policy() -> None:
@@ -220,7 +220,7 @@ def test_a_model_critic_is_trained_beside_a_full_policy() -> None:
             torch.testing.assert_close(watch.policy[number][key], value.grad, rtol=1e-5, atol=1e-9)
         torch.testing.assert_close(watch.critic[number]["head.weight"], head.weight.grad, rtol=1e-4, atol=1e-7)
     start = dict(tiny.model(0, torch.float64).named_parameters())
-    critic = dict(run.online.critic.model.named_parameters())
+    critic = dict(run.source.critic.model.named_parameters())
     # It says nothing about values, so the critic has none of its own.
     assert critic.pop("lm_head.weight") is run.policy.lm_head.weight
     moved = {k for k, v in critic.items() if not torch.equal(v, start[k])}
@@ -232,10 +232,10 @@ def test_a_model_critic_is_checkpointed_like_the_policy() -> None:
     ends = []
     for checkpointing in (False, True):
         run, _, _ = recorded("model", how={}, args={"gradient_checkpointing": checkpointing, "max_steps": 2})
-        layers = [module for module in run.online.critic.model.modules() if hasattr(module, "gradient_checkpointing")]
+        layers = [module for module in run.source.critic.model.modules() if hasattr(module, "gradient_checkpointing")]
         assert layers
         assert {layer.gradient_checkpointing for layer in layers} == {checkpointing}
-        ends.append(run.online.critic.state(run.policy))
+        ends.append(run.source.critic.state(run.policy))
     for key, value in ends[0].items():
         torch.testing.assert_close(ends[1][key], value)
 
@@ -302,5 +302,5 @@ def test_separate_models_stay_possible(tmp_path: Path) -> None:
     algorithm = prefopt.get_algorithm("ppo", critic="model", passes=1)
     run = online(algorithm, reference=tiny.model(0), reward=worth, rows=PROMPTS, args={"max_steps": 2})
     run.train()
-    models = {id(run.policy), id(run.reference.model), id(run.online.critic.model)}
+    models = {id(run.policy), id(run.reference.model), id(run.source.critic.model)}
     assert len(models) == 3

@@ -14,7 +14,7 @@ from prefopt.algorithms.online import assemblies
 from prefopt.core.errors import DataError, UsageError
 from prefopt.data import load_rows
 from prefopt.objectives import get_objective, names
-from prefopt.training.trainer import STATE_FILE
+from prefopt.training.checkpoint import STATE_FILE
 
 # Those that learn from data on disk; the others are trained by name in test_online_rollouts.py.
 ALL = [name for name in names() if name not in assemblies() and name != "value"]

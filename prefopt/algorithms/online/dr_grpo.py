@@ -2,11 +2,11 @@
 
 from prefopt.algorithms.assembly import register_algorithm
 from prefopt.core import Published, Recipe, authors_code
-from prefopt.rollouts import CentredOnGroup
+from prefopt.rollouts import CenteredOnGroup
 
 register_algorithm(
     "dr_grpo",
-    processor=CentredOnGroup,
+    processor=CenteredOnGroup,
     objective="dr_grpo",
     recipe=Recipe(
         full=1e-6,

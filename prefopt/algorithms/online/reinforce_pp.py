@@ -2,11 +2,11 @@
 
 from prefopt.algorithms.assembly import register_algorithm
 from prefopt.core import About, Recipe, independent
-from prefopt.rollouts import BatchNormalised
+from prefopt.rollouts import BatchNormalized
 
 register_algorithm(
     "reinforce_pp",
-    processor=BatchNormalised,
+    processor=BatchNormalized,
     objective="ppo",
     about=About(
         title="REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization",

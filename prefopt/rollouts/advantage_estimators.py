@@ -1,4 +1,4 @@
-"""Sources that assign credit: an advantage for every token of every completion."""
+"""Rollout processors that estimate advantages: one for every token of every completion."""
 
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -19,16 +19,16 @@ from prefopt.rollouts.advantages import (
     rewards_to_go,
     whiten,
 )
+from prefopt.rollouts.kl_controller import KLPenalty
+from prefopt.rollouts.processor import RolloutProcessor
 from prefopt.rollouts.rollout import MIXTURE, POLICY, Group, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Credit:
-    """Base of the sources below: one example per completion, with advantages."""
+class AdvantageEstimator(RolloutProcessor):
+    """Base of the processors below: one example per completion, with advantages."""
 
     batch: ClassVar[type[Batch]] = Rollouts
-    samplers: ClassVar[tuple[str, ...]] = (POLICY,)
-    compares: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -37,9 +37,6 @@ class Credit:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"old_logps"})
-
-    def keeps(self, group: Group) -> bool:
-        return True
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """A of every completion, [n], or of every token, [n, t]."""
@@ -50,8 +47,8 @@ class Credit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shaped(Credit):
-    """Base of the sources whose reward has the KL to the reference in it: −β · estimate at each token."""
+class KLShapedEstimator(AdvantageEstimator):
+    """Base of the estimators whose reward has the KL to the reference in it: −β · estimate at each token."""
 
     kl_coef: float = parameter(0.05, "β, the weight of the KL in the reward", at_least=0, tune=Range(0.005, 0.5))
     kl_estimator: str = parameter("k1", "estimate of the KL at a token", choices=ESTIMATORS)
@@ -60,7 +57,11 @@ class Shaped(Credit):
     def needs(self) -> frozenset[str]:
         return frozenset({"old_logps", "ref_logps"} if self.kl_coef > 0 else {"old_logps"})
 
-    def divergence(self, rollout: Rollout) -> Tensor:
+    @property
+    def kl_penalty(self) -> KLPenalty | None:
+        return KLPenalty(self.kl_coef)
+
+    def kl(self, rollout: Rollout) -> Tensor:
         """The KL estimate at each token, [n, t]; 0 where there is none in the reward."""
         if self.kl_coef == 0:
             return torch.zeros(rollout.mask.shape, dtype=torch.float64)
@@ -68,7 +69,7 @@ class Shaped(Credit):
 
     def penalty(self, rollout: Rollout) -> Tensor:
         """β · KL at each token, [n, t]."""
-        return rollout.kl_coef * self.divergence(rollout)
+        return rollout.kl_coef * self.kl(rollout)
 
     def shaped(self, rollout: Rollout) -> Tensor:
         """The reward of a completion with the KL of all its tokens in it, [n]."""
@@ -76,8 +77,8 @@ class Shaped(Credit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gae(Shaped):
-    """Generalised advantage estimation with a critic (PPO): rewards at tokens, values, advantages, returns.
+class Gae(KLShapedEstimator):
+    """Generalized advantage estimation with a critic (PPO): rewards at tokens, values, advantages, returns.
 
     The score stands at the last token of a completion, −β·KL at every one. OpenAI's released runs: γ = 1, λ = 0.95, an
     adaptive β from 0.15 with target 6 and horizon 10,000, rewards whitened.
@@ -95,6 +96,11 @@ class Gae(Shaped):
     def needs(self) -> frozenset[str]:
         return super().needs | {"values"}
 
+    @property
+    def kl_penalty(self) -> KLPenalty | None:
+        adaptive = self.kl_controller == "adaptive"
+        return KLPenalty(self.kl_coef, self.kl_target if adaptive else None, self.kl_horizon)
+
     def __call__(self, rollout: Rollout) -> list[TokenizedExample]:
         mask, values = rollout.mask, rollout.tokens("values")
         rewards = reward_to_tokens(rollout.rewards, mask, self.penalty(rollout))
@@ -107,7 +113,7 @@ class Gae(Shaped):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plain(Shaped):
+class Plain(KLShapedEstimator):
     """The reward itself as advantage of every token (REINFORCE), with the KL of the completion in it."""
 
     def advantages(self, rollout: Rollout) -> Tensor:
@@ -115,7 +121,7 @@ class Plain(Shaped):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeaveOneOut(Shaped):
+class LeaveOneOut(KLShapedEstimator):
     """RLOO (Ahmadian et al. 2024, arXiv 2402.14740): the reward, with the KL in it, minus the mean of the others'."""
 
     compares: ClassVar[int] = 2
@@ -125,8 +131,8 @@ class LeaveOneOut(Shaped):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchNormalised(Shaped):
-    """REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): r − β Σ_{i≥t} KL_i, normalised over all tokens of the rollout.
+class BatchNormalized(KLShapedEstimator):
+    """REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): r − β Σ_{i≥t} KL_i, normalized over all tokens of the rollout.
 
     With ``baseline="group"`` the mean reward of the group is taken off first. The paper is not of one mind on credit
     per token or at the last token; this is credit per token.
@@ -147,7 +153,7 @@ class BatchNormalised(Shaped):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupRelative(Credit):
+class GroupRelative(AdvantageEstimator):
     """GRPO (Shao et al. 2024, arXiv 2402.03300): (r − mean)/(std + ε) inside the group of a prompt."""
 
     compares: ClassVar[int] = 2
@@ -156,15 +162,15 @@ class GroupRelative(Credit):
     eps: float = parameter(1e-6, "added to the standard deviation", above=0)
 
     def advantages(self, rollout: Rollout) -> Tensor:
-        return relative_to_group(self.worth(rollout), rollout.group, scale=self.scale, eps=self.eps)
+        return relative_to_group(self.compared_rewards(rollout), rollout.group, scale=self.scale, eps=self.eps)
 
-    def worth(self, rollout: Rollout) -> Tensor:
+    def compared_rewards(self, rollout: Rollout) -> Tensor:
         """The rewards that are compared, [n]."""
         return rollout.rewards
 
 
 @dataclass(frozen=True, kw_only=True)
-class CentredOnGroup(GroupRelative):
+class CenteredOnGroup(GroupRelative):
     """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): r − mean inside the group of a prompt."""
 
     scale: str = parameter("none", "standard deviation to divide by", choices=("sample", "population", "none"))
@@ -180,10 +186,10 @@ class DynamicSampling(GroupRelative):
 
     overlong: float = parameter(0.2, "L_c as a share of the limit of generation; 0 is off", at_least=0, at_most=1)
 
-    def keeps(self, group: Group) -> bool:
+    def keep_group(self, group: Group) -> bool:
         return len(set(group.rewards)) > 1
 
-    def worth(self, rollout: Rollout) -> Tensor:
+    def compared_rewards(self, rollout: Rollout) -> Tensor:
         if self.overlong == 0:
             return rollout.rewards
         margin = self.overlong * rollout.max_new_tokens
@@ -192,7 +198,7 @@ class DynamicSampling(GroupRelative):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgainstMixture(Credit):
+class AgainstMixture(AdvantageEstimator):
     """Nash-MD (Munos et al. 2023, arXiv 2312.00886): how often a completion beats one of a mixed policy.
 
     .. math:: A = P(y ≻ y') − ½ − τ (log π(y) − log π_ref(y)),   y ~ π,  y' ~ mixture of π and π_ref
@@ -210,6 +216,9 @@ class AgainstMixture(Credit):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"old_logps", "ref_logps"})
+
+    def examples_per_prompt(self, n: int) -> int:
+        return n // 2
 
     def __call__(self, rollout: Rollout) -> list[TokenizedExample]:
         own = [_own_half(group) for group in rollout.groups]
