@@ -137,7 +137,7 @@ def page(report: PolicyReport, policy: Scored, start: Scored | None, facts: Mapp
         half=half,
         ordered_by="mean reward" if start is None else "gain in mean reward",
         # Those of the highest mean first, then those of the lowest.
-        examples=[_example(i, means[i], models) for i in [*order[::-1][:half], *order[:half][::-1]]],
+        examples=[_example(int(i), means[i], models) for i in [*order[::-1][:half], *order[:half][::-1]]],
         completions_file=COMPLETIONS,
         warnings=report.warnings,
         facts=facts,

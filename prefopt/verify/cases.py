@@ -280,12 +280,14 @@ class _Drawing:
     def labels(self, rows: int) -> dict[str, list]:
         """Labels of examples: those without which there is no such container, and those that the objective reads."""
         columns: dict[str, list] = {}
-        required = self.needs.batch.label_fields()
-        for label in labels_of(self.needs.batch.kind, Axis.EXAMPLE):
+        known, required = labels_of(self.needs.batch.kind, Axis.EXAMPLE), self.needs.batch.label_fields()
+        # What a label is never below is drawn with it.
+        read = {*self.needs.labels, *(label.above for label in known if label.name in self.needs.labels)}
+        for label in known:
             drawn = label.name in self.needs.optional and self.source.choice((True, False))
             if label.name == "ids":
                 columns["ids"] = self.ids(rows)
-            elif drawn or label.name in self.needs.labels or required.get(label.name):
+            elif drawn or label.name in read or required.get(label.name):
                 columns[label.name] = self.label(label, rows, columns)
         return columns
 

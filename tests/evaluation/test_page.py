@@ -7,10 +7,11 @@ import pytest
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
+from prefopt.evaluation import page
 from prefopt.evaluation.page import render
 from prefopt.lab.charts import COLOURS, INK
 
-TEMPLATES = Path(render.__code__.co_filename).parent / "templates"
+TEMPLATES = Path(page.__file__).parent / "templates"
 PAGES = sorted(path.name for path in TEMPLATES.glob("*.html") if path.name not in ("page.html", "parts.html"))
 STYLE = (TEMPLATES / "style.css").read_text(encoding="utf-8")
 
