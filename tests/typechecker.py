@@ -13,6 +13,8 @@ from beartype.roar import BeartypeCallHintViolation
 
 # ``beta=1`` for a float is right.
 _beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_HOT = ("prefopt.lab.parse", "prefopt.lab.grammar")
+"""Modules without tensors, whose functions call themselves a million times."""
 _SHAPE = re.compile(r"\b(Float|Int|Bool|Shaped|Num)\d*\[")
 
 
@@ -29,6 +31,8 @@ def _checked(*, typechecker: Callable) -> Callable:
     """In place of `jaxtyping.jaxtyped`."""
 
     def decorate(target: Any) -> Any:
+        if getattr(target, "__module__", "").startswith(_HOT):
+            return target
         if inspect.isclass(target):
             if dataclasses.is_dataclass(target) and "__init__" in vars(target):
                 target.__init__ = decorate(target.__init__)

@@ -5,7 +5,7 @@ import sys
 import warnings
 
 from prefopt.cli.processes import leave
-from prefopt.core.errors import PrefoptError
+from prefopt.core.errors import Interrupted, PrefoptError
 
 
 def main() -> None:
@@ -17,6 +17,12 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
+    except Interrupted as error:
+        print(f"prefopt: {error}", file=sys.stderr)
+        sys.exit(128 + error.signal)
+    except KeyboardInterrupt:
+        print("prefopt: interrupted", file=sys.stderr)
+        sys.exit(130)
     except PrefoptError as error:
         print(f"prefopt: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -28,6 +28,22 @@ class OutOfMemory(PrefoptError, MemoryError):
     """A run that needs more memory than there is."""
 
 
+class Diverged(PrefoptError, ArithmeticError):
+    """A run whose losses or gradients are no longer finite."""
+
+
+class Interrupted(PrefoptError):
+    """A run that a signal ended, after it was saved.
+
+    Attributes:
+        signal: The number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
     near = nearest(name, known)

@@ -3,19 +3,19 @@
 import gc
 import json
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from prefopt.core.console import say
-from prefopt.core.errors import PrefoptError, UsageError, did_you_mean
+from prefopt.core.errors import Interrupted, PrefoptError, UsageError, did_you_mean
 from prefopt.evaluation.run import evaluate
 from prefopt.evaluation.spec import Evaluation
 from prefopt.pipeline.check import check_pipeline
 from prefopt.pipeline.record import FINISHED, SHOWN, Record, differences, digest, made_from
 from prefopt.pipeline.stages import REPLACED, Pipeline, Stage, about
+from prefopt.training.manifest import newest_whole
 from prefopt.training.run import train
 from prefopt.training.spec import RunFile
 
@@ -126,11 +126,11 @@ def _run(stage: Stage, out: Path, record: Record, title: str) -> None:
     record.write()
     try:
         _carry_out(stage.config(out), checkpoint)
-    except PrefoptError as error:
-        raise about(stage.name, error) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         say(f"stopped in stage {stage.name}: the same command goes on from there.")
         raise
+    except PrefoptError as error:
+        raise about(stage.name, error) from error
     finally:
         _free_memory()
     record.stages[stage.name] = replace(now, status=FINISHED, output=digest(folder))
@@ -142,7 +142,7 @@ def _carry_out(config: RunFile | Evaluation, checkpoint: Path | None) -> None:
     if isinstance(config, Evaluation):
         evaluate(config)
     else:
-        train(config, resume=str(checkpoint) if checkpoint else False)
+        train(config, resume=str(checkpoint) if checkpoint else False, replace=True)
 
 
 def _free_memory() -> None:
@@ -152,21 +152,8 @@ def _free_memory() -> None:
 
 
 def newest_checkpoint(stage: Stage, out: Path) -> Path | None:
-    """The newest checkpoint of a stage that was written to its end."""
-    found = [
-        (int(match[1]), folder)
-        for folder in (stage.folder(out) / CHECKPOINTS).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and _complete(folder)
-    ]
-    return max(found)[1] if found else None
-
-
-def _complete(checkpoint: Path) -> bool:
-    """Whether its last file, the trainer's state, is there and whole."""
-    try:
-        return bool(json.loads((checkpoint / "trainer_state.json").read_text()))
-    except (OSError, ValueError):
-        return False
+    """The newest whole checkpoint of a stage."""
+    return newest_whole(stage.folder(out) / CHECKPOINTS)[0]
 
 
 def _set_aside(out: Path, names: list[str], record: Record) -> None:

@@ -95,7 +95,7 @@ def arranged(model: nn.Module, padded: PaddedRows, logps: Logps) -> list[Pass]:
             return [whole]
         longest = int(flat.position_ids.max()) + 1
         if longest > GROWTH * sharing.compared:
-            sharing.off = _spread(base) or _difference(model, padded, flat, logps)
+            sharing.off = _spread(base) or _difference(_unwrapped(model), padded, flat, logps)
             sharing.compared = longest
             if sharing.off:
                 say(
@@ -136,9 +136,18 @@ def flat_arguments(flat: Flat) -> dict[str, Any]:
     }
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model without a wrapper for data parallelism.
+
+    Every forward pass of the wrapper waits for the other processes (it sends them its buffers). A comparison is made
+    when the rows of one process are long enough, so its passes must be those of the model itself.
+    """
+    return getattr(model, "module", model)
+
+
 def _base(model: nn.Module) -> nn.Module:
     """The transformers model inside wrappers and adapters."""
-    inner = getattr(model, "module", model)
+    inner = _unwrapped(model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 

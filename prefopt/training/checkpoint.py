@@ -1,38 +1,111 @@
 """What a run writes beside its weights, and what it resumes from."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from prefopt.algorithms import Algorithm
+from prefopt.core.console import say
 from prefopt.core.errors import UsageError
 from prefopt.core.loss import State
 from prefopt.core.version import VERSION
 from prefopt.data import DataSettings, TokenizedDataset
 from prefopt.models.export import RUN_FILE
+from prefopt.models.fingerprint import fingerprint
+from prefopt.training.manifest import MANIFEST, UNFINISHED, checkpoints_of, digest_of, flaw_of, newest_whole
+from prefopt.training.metrics import Means
 
 STATE_FILE = "objective_state.safetensors"
+ARGUMENTS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "max_grad_norm",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "bf16",
+    "fp16",
+)
+"""Training arguments that a resumed run may change, and says so."""
 
 
-def checkpoint_to_resume(given: str | bool | None, output_dir: str) -> str | None:
-    """The checkpoint that is named, or for True the newest one in the output folder; None for a fresh start.
+def checkpoint_to_resume(given: str | Path | bool | None, output_dir: str) -> Path | None:
+    """The checkpoint that is named, or for True the newest whole one in the output folder; None for a fresh start.
 
     Raises:
-        UsageError: there is none in the output folder.
+        UsageError: There is none, or the named one is damaged.
     """
+    if not given:
+        return None
     if given is not True:
-        return given or None
-    folder = get_last_checkpoint(output_dir)
+        folder = Path(given)
+        if not folder.is_dir():
+            raise UsageError(f"the checkpoint {folder} does not exist.")
+        if flaw := flaw_of(folder):
+            if (folder / MANIFEST).is_file():
+                raise UsageError(f"the checkpoint {folder} is damaged: {flaw}. Resume from another one.")
+            say(f"the checkpoint {folder} has no {MANIFEST}, so nothing can be said about its being whole.")
+        return folder
+    folder, flawed = newest_whole(output_dir)
+    for other, flaw in flawed.items():
+        say(f"{other} is passed over: {flaw}.")
     if folder is None:
-        raise UsageError(f"there is no checkpoint to resume from in {output_dir}.")
+        why = ", none of its checkpoints is whole: name one to resume from it as it is" if flawed else ""
+        raise UsageError(f"there is no checkpoint to resume from in {output_dir}{why}.")
+    say(f"resuming from {folder}.")
     return folder
+
+
+def set_aside(output_dir: str | Path) -> None:
+    """Move the checkpoints of an earlier run out of the way of a fresh start."""
+    output_dir = Path(output_dir)
+    shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)
+    old = checkpoints_of(output_dir)
+    if not old:
+        return
+    number = 1
+    while (target := output_dir / f"replaced-{number}").exists():
+        number += 1
+    target.mkdir()
+    for folder in old:
+        folder.rename(target / folder.name)
+    say(f"{output_dir} has checkpoints of an earlier run: they are now in {target}. To go on from them, resume.")
+
+
+def check_room(output_dir: str | Path, weights: Iterable[nn.Parameter]) -> None:
+    """Refuse a folder that cannot be written to, or a disk without room for a checkpoint, before anything is trained.
+
+    Raises:
+        UsageError: With the folder and the remedy.
+    """
+    folder = Path(output_dir)
+    probe = folder / "probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"prefopt")
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UsageError(f"checkpoints cannot be written to {folder}: {error.strerror}. Name another folder.") from None
+    # The weights in their dtype, and two moments of AdamW in float32.
+    needed = sum(weight.numel() * (weight.element_size() + 8) for weight in weights if weight.requires_grad)
+    if needed > free:
+        raise UsageError(
+            f"a checkpoint needs about {needed / 2**30:.1f} GiB, and the disk of {folder} has {free / 2**30:.1f} GiB "
+            "left: make room, name another folder, or set save_strategy to no."
+        )
 
 
 def save_state(state: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -41,10 +114,69 @@ def save_state(state: Mapping[str, torch.Tensor], folder: Path) -> None:
         save_file({key: value.contiguous() for key, value in state.items()}, folder / STATE_FILE)
 
 
-def load_state(folder: str, device: torch.device) -> State | None:
+def load_state(folder: Path, device: torch.device) -> State | None:
     """The objective's state of a checkpoint; None where it has none."""
-    path = Path(folder) / STATE_FILE
+    path = folder / STATE_FILE
     return load_file(path, device=str(device)) if path.is_file() else None
+
+
+def save_log(folder: Path, rank: int, means: Means, loss: float, last_logged: int) -> None:
+    """Write what a process has added up for the next line of the log.
+
+    Args:
+        folder: The checkpoint.
+        rank: The number of the process.
+        means: The metrics since the last line.
+        loss: The sum of the losses since the last line.
+        last_logged: The step of the last line.
+    """
+    state = {"means": means.state(), "loss": loss, "last_logged": last_logged}
+    (folder / f"log-{rank}.json").write_text(json.dumps(state) + "\n")
+
+
+def load_log(folder: Path, rank: int, means: Means, last_logged: int) -> tuple[float, int]:
+    """What `save_log` wrote: fills ``means``, and returns the sum of the losses and the step of the last line."""
+    path = folder / f"log-{rank}.json"
+    if not path.is_file():
+        return 0.0, last_logged
+    state = json.loads(path.read_text())
+    means.load(state["means"])
+    return state["loss"], state["last_logged"]
+
+
+def identity_of(
+    algorithm: Algorithm, policy: nn.Module, args: TrainingArguments, dataset: TokenizedDataset | None, seed: int
+) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that wrote a checkpoint, and what it should know of it.
+
+    Args:
+        algorithm: The algorithm.
+        policy: The policy as it arrived, before the first step.
+        args: The training arguments.
+        dataset: The training data.
+        seed: The seed of their order.
+    """
+    try:
+        base = fingerprint(policy)
+    except UsageError:  # its weights are spread over processes, and none of them sees the whole
+        base = None
+    adapters = {name: config.to_dict() for name, config in getattr(policy, "peft_config", {}).items()}
+    kept = ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "modules_to_save")
+    return {
+        "identity": {
+            "algorithm": algorithm.name,
+            "hyperparameter": algorithm.hyperparameters,
+            "adapter": {
+                name: {key: sorted(value) if isinstance(value := config.get(key), set) else value for key in kept}
+                for name, config in adapters.items()
+            },
+            "base": base,
+            "data": digest_of(dataset),
+            "seed": seed,
+        },
+        "arguments": {key: getattr(args, key) for key in ARGUMENTS} | {"processes": args.world_size},
+        "versions": {"prefopt": VERSION, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
 
 
 def write_record(

@@ -31,6 +31,15 @@ class Means:
         finally:
             self._sums, self._counts = kept
 
+    def state(self) -> dict[str, list[float]]:
+        """Sum and count of each value so far, for a checkpoint."""
+        return {name: [self._sums[name].item(), self._counts[name]] for name in self.names}
+
+    def load(self, state: Mapping[str, list[float]]) -> None:
+        """Go on with the sums and counts of a checkpoint."""
+        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, (total, _) in state.items()}
+        self._counts = {name: int(count) for name, (_, count) in state.items()}
+
     @property
     def names(self) -> list[str]:
         """Of the values that were added since the last `drain`."""

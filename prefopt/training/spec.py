@@ -197,7 +197,13 @@ class RunFile(RunSpec):
         )
     )
     resume: bool = field(
-        default=False, metadata=argument("Continuation of the run from its newest checkpoint.", file=bool)
+        default=False, metadata=argument("Continuation of the run from its newest whole checkpoint.", file=bool)
+    )
+    resume_anyway: bool = field(
+        default=False,
+        metadata=argument(
+            "Continuation from a checkpoint that another algorithm, adapter, base model or dataset wrote.", file=bool
+        ),
     )
 
     def arguments(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The one trainer: data, scoring, an objective, and transformers' training loop."""
 
+import math
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,9 +12,11 @@ import transformers
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 
 from prefopt.core.arguments import method_takes
+from prefopt.core.console import say
 from prefopt.core.counts import LossSums, step_loss
 from prefopt.core.errors import UsageError
 from prefopt.core.loss import State
@@ -22,14 +26,26 @@ from prefopt.data import TokenizedDataset
 from prefopt.models import save_policy
 from prefopt.scoring import share_prompts as let_share_prompts
 from prefopt.training.build import assemble, check_batches
-from prefopt.training.checkpoint import checkpoint_to_resume, load_state, save_state, write_record
+from prefopt.training.checkpoint import (
+    check_room,
+    checkpoint_to_resume,
+    identity_of,
+    load_log,
+    load_state,
+    save_log,
+    save_state,
+    set_aside,
+    write_record,
+)
 from prefopt.training.context import TrainingContext
 from prefopt.training.held_out import HeldOutAccuracy
+from prefopt.training.manifest import UNFINISHED, changed_arguments, refuse_another_run, seal
 from prefopt.training.metrics import Means
 from prefopt.training.preparation import StepContext, StepPreparer
 from prefopt.training.reference_cache import ReferenceCache
 from prefopt.training.spec import RunSpec
 from prefopt.training.splitting import MicroBatchSplitter, why_whole
+from prefopt.training.step_guard import StepGuard
 from prefopt.training.watch import Watch
 
 
@@ -47,7 +63,9 @@ class Trainer(transformers.Trainer):
     - `floating_point_ops`: weights are counted once;
     - `evaluation_loop`: sums and counts, not means of batch means;
     - `log`: adds the metrics;
-    - `train`, `_save_rng_state`, `_load_rng_state`: the state of the objective and of the source in checkpoints;
+    - `train`, `_run_epoch`, `_save_checkpoint`, `_get_output_dir`: checkpoints that are whole, and a run that ends at
+      its last step also when it is resumed there;
+    - `_save_rng_state`, `_load_rng_state`: the state of the source and of the log in checkpoints;
     - `_save`: adapters without those of other roles, JSON instead of a pickle.
 
     Where examples come from is known to the source alone (`prefopt.training.sources`).
@@ -97,6 +115,10 @@ class Trainer(transformers.Trainer):
         beside = () if self.reference is None else self.reference.own_models
         for one in (policy, *beside, *self.source.auxiliary.models):
             let_share_prompts(one, spec.share_prompts)
+        self._guard = StepGuard(self.accelerator, self.args.output_dir)
+        self._run: dict[str, Any] | None = None
+        self._unfinished = False
+        self._logged_losses = 0.0
         self._cache: ReferenceCache | None = None
         if spec.reference_cache is not None:
             self._fill_cache(spec.reference_cache)
@@ -155,6 +177,7 @@ class Trainer(transformers.Trainer):
                 break
         if not batches:
             return batches, None
+        self._guard.begin(batches)
         batches, step = self.preparer.step(self.model, batches, self.objective_state)
         self._pending_state = {key: step.state[key] for key in self.objective_state}
         return batches, step
@@ -192,13 +215,17 @@ class Trainer(transformers.Trainer):
 
         self._learned.each(inputs, learn, weights)
         self.source.auxiliary.after_backward(inputs, num_items_in_batch, self._learned)
-        return torch.stack(shares).sum()
+        loss = torch.stack(shares).sum()
+        self._guard.see_loss(loss)
+        return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Clip the policy's gradients, with those that share its pass; what is trained apart has a norm of its own."""
         joint, apart = self.source.auxiliary.clipped_with_policy(), self.source.auxiliary.clipped_apart()
         if not joint and not apart:
-            return super()._clip_grad_norm(model)
+            norm = super()._clip_grad_norm(model)
+            self._guard.see_norm(norm)
+            return norm
         own = {id(weight) for weight in (*joint, *apart)}
         rest = [weight for weight in model.parameters() if id(weight) not in own]
         norm = self.accelerator.clip_grad_norm_([*rest, *joint], self.args.max_grad_norm)
@@ -226,9 +253,15 @@ class Trainer(transformers.Trainer):
         """As transformers counts them, which looks for ``input_ids`` and ``attention_mask``."""
         super()._track_num_input_tokens(inputs.rows.inputs)
 
+    def _before_optimizer(self) -> None:
+        """Before an optimizer step: let it change nothing where a loss or a gradient is not finite."""
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        self._guard.check(weights, self.state.global_step, self.train_dataset)
+
     def _end_of_step(self) -> None:
-        """After an optimizer step: remember the objective's state."""
-        self.objective_state = self._pending_state
+        """After an optimizer step: remember the objective's state, unless the step changed nothing."""
+        if not self._guard.skipped and not self.accelerator.optimizer_step_was_skipped:
+            self.objective_state = self._pending_state
         self.source.end_of_step()
         self.state.epoch = self.source.epoch(self.state.epoch)
 
@@ -278,28 +311,111 @@ class Trainer(transformers.Trainer):
         """Add the metrics since the last time to the log of a training step."""
         if "loss" in logs:
             logs |= self._drained()
+            if self._guard.total:
+                logs["skipped_steps"] = float(self._guard.total)
+            # transformers takes a sum from itself to empty it, and nan − nan is nan: no later line would have a loss.
+            if not math.isfinite(self._total_loss_scalar):
+                self._tr_loss, self._total_loss_scalar = torch.zeros_like(self._tr_loss), self._logged_losses
+            self._logged_losses = self._total_loss_scalar
         super().log(logs, start_time)
 
     # ---- saving and resuming -----------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
-        """Train; ``resume_from_checkpoint`` is a folder, or True for the newest one in the output folder."""
+    def train(
+        self, resume_from_checkpoint: str | Path | bool | None = None, *, resume_anyway: bool = False, **options: Any
+    ) -> Any:
+        """Train.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or True for the newest whole one in the output folder.
+            resume_anyway: Resume from the checkpoint of another algorithm, adapter, base model or dataset.
+            options: As in transformers.
+
+        Raises:
+            UsageError: There is no whole checkpoint, or another run wrote it; the output folder cannot be written to.
+            Diverged: Losses or gradients are no longer finite.
+        """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        saves = self.args.save_strategy != "no"
+        if (saves or checkpoint is not None) and self._run is None:
+            self._run = identity_of(self.algorithm, self.policy, self.args, self.train_dataset, self.context.data_seed)
         if checkpoint is not None:
+            if not resume_anyway:
+                refuse_another_run(checkpoint, self._run)
+            if changed := changed_arguments(checkpoint, self._run):
+                say(f"resuming with other arguments: {', '.join(changed)}.")
             self.objective_state = load_state(checkpoint, self.args.device) or self.objective_state
             self.preparer.starts_equal = False
-        return super().train(resume_from_checkpoint=checkpoint, **options)
+        elif saves and self.args.should_save:
+            set_aside(self.args.output_dir)
+        if saves and self.args.should_save:
+            check_room(self.args.output_dir, self.policy.parameters())
+        result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **options)
+        self._guard.end(self.state.global_step - self._initial_global_step)
+        return result
+
+    def _run_epoch(self, **options: Any) -> None:
+        """An epoch of transformers; none after the last step, where a run may be resumed."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**options)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """The folder of the checkpoints; while one is written, a folder inside it."""
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / UNFINISHED) if self._unfinished else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint where nobody takes it for a whole one, seal it, and give it its name."""
+        target = Path(super()._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        pushes, limit = self.args.push_to_hub, self.args.save_total_limit
+        # What is pushed, and what is deleted for it, comes after the checkpoint has its name.
+        self._unfinished, self.args.push_to_hub, self.args.save_total_limit = True, False, None
+        try:
+            super()._save_checkpoint(model, trial)
+        except OSError as error:
+            shutil.rmtree(target / UNFINISHED, ignore_errors=True)
+            raise UsageError(
+                f"the checkpoint of step {self.state.global_step} cannot be written to {target}: "
+                f"{error.strerror or error}. Earlier checkpoints are whole: make room, then resume."
+            ) from error
+        finally:
+            self._unfinished, self.args.push_to_hub, self.args.save_total_limit = False, pushes, limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            written = target / UNFINISHED / name
+            if self.state.best_model_checkpoint == str(written):
+                self.state.best_model_checkpoint = str(target / name)
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+            seal(written, {**self._run, "step": self.state.global_step})
+            if (target / name).exists():  # a run that goes on from an earlier step than its last one
+                shutil.rmtree(target / name)
+            written.rename(target / name)
+            (target / UNFINISHED).rmdir()
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(target), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+        if pushes:
+            self._push_from_checkpoint(str(target / name))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Called on every process for every checkpoint: besides random numbers, keep what the source must know."""
         super()._save_rng_state(output_dir)
-        self.source.save(Path(output_dir), main=self.args.should_save)
+        folder, rank = Path(output_dir), self.args.process_index
+        self.source.save(folder, main=self.args.should_save)
+        save_log(folder, rank, self._means, self._tr_loss.item(), self._globalstep_last_logged)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called where a resumed run begins: the source goes on where the checkpoint was written."""
+        """Called where a resumed run begins: the source and the log go on where the checkpoint was written."""
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             self.source.load(Path(checkpoint))
+            loss, self._globalstep_last_logged = load_log(
+                Path(checkpoint), self.args.process_index, self._means, self._globalstep_last_logged
+            )
+            self._tr_loss += loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -314,10 +430,13 @@ class Trainer(transformers.Trainer):
 
 
 class _Commit(TrainerCallback):
-    """Tells the trainer that an optimizer step is done."""
+    """Tells the trainer where an optimizer step begins and ends."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.trainer._before_optimizer()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.trainer._end_of_step()

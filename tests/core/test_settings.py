@@ -15,7 +15,7 @@ from prefopt.objectives import get_objective
 from prefopt.rewards.judge import Judge
 from prefopt.rewards.penalties import LengthPenalty
 from prefopt.rewards.reward import EnsembleSettings
-from prefopt.rollouts import GenerationSettings, Plan
+from prefopt.rollouts import GenerationSettings, UpdateSchedule
 from prefopt.training.arguments import merged_fields
 from prefopt.training.watch import Watch
 
@@ -93,7 +93,7 @@ UNKNOWN = {
         "generation has no setting 'topp'. Did you mean 'top_p'",
     ),
     "critic": (lambda: CriticSettings.of({"vf_coeff": 1}), "critic has no setting 'vf_coeff'. Did you mean 'vf_coef'"),
-    "schedule": (lambda: Plan.of({"pases": 1}), "plan has no setting 'pases'. Did you mean 'passes'"),
+    "schedule": (lambda: UpdateSchedule.of({"pases": 1}), "schedule has no setting 'pases'. Did you mean 'passes'"),
     "watch": (lambda: read_settings(Watch, {"stopp": 1}), "watch has no setting 'stopp'. Did you mean 'stop'"),
     "penalty": (lambda: LengthPenalty.of({"limt": 1}), "length_penalty has no setting 'limt'. Did you mean 'limit'"),
     "judge": (lambda: Judge.of({"modle": 1}), "judge has no setting 'modle'. Did you mean 'model'"),

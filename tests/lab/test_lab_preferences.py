@@ -19,6 +19,11 @@ from prefopt.lab.reward import gold_reward
 PROMPTS, HELD_OUT = split_prompts(1500, 200)
 
 
+@pytest.fixture(scope="module")
+def completions():
+    return write_completions(PROMPTS[:1000], 2)
+
+
 def accuracy(rows):
     """Share of pairs whose chosen completion has the higher gold reward, ties half."""
     prompts = [row["prompt"] for row in rows]
@@ -36,9 +41,9 @@ def test_prompts_are_distinct_and_held_out_ones_are_apart():
         split_prompts(4000, 1)
 
 
-def test_pairs_are_rows_of_plain_text():
-    rows = make_pairs(PROMPTS, write_completions(PROMPTS, 2))
-    assert len(rows) > 1400
+def test_pairs_are_rows_of_plain_text(completions):
+    rows = make_pairs(PROMPTS[:1000], completions)
+    assert len(rows) > 930
     for row in rows:
         assert set(row) == {"prompt", "chosen", "rejected"}
         assert row["prompt"].endswith(":")
@@ -46,12 +51,12 @@ def test_pairs_are_rows_of_plain_text():
         assert row["chosen"] != row["rejected"]
 
 
-def test_labels_are_as_noisy_as_asked_for():
-    completions = write_completions(PROMPTS, 2)
-    sure = accuracy(make_pairs(PROMPTS, completions, Judge(temperature=0, flip=0)))
-    flipped = accuracy(make_pairs(PROMPTS, completions, Judge(temperature=0, flip=0.2)))
-    blurred = accuracy(make_pairs(PROMPTS, completions, Judge(temperature=0.3, flip=0)))
-    coins = accuracy(make_pairs(PROMPTS, completions, Judge(temperature=0, flip=0.5)))
+def test_labels_are_as_noisy_as_asked_for(completions):
+    prompts = PROMPTS[:1000]
+    sure = accuracy(make_pairs(prompts, completions, Judge(temperature=0, flip=0)))
+    flipped = accuracy(make_pairs(prompts, completions, Judge(temperature=0, flip=0.2)))
+    blurred = accuracy(make_pairs(prompts, completions, Judge(temperature=0.3, flip=0)))
+    coins = accuracy(make_pairs(prompts, completions, Judge(temperature=0, flip=0.5)))
     assert sure > 0.97  # the rest are ties
     assert flipped == pytest.approx(sure - 0.2, abs=0.04)
     assert 0.6 < blurred < 0.85

@@ -33,6 +33,7 @@ from prefopt.rollouts import (
 from prefopt.rollouts.kl_controller import KLController
 from prefopt.rollouts.selection import accept_without_replacement, accepted
 from prefopt.training.build import check_assembly
+from prefopt.training.spec import RunSpec
 
 
 def group(rewards: list[float], ids: list[list[int]] | None = None, **tokens: list[list[float]]) -> Group:
@@ -340,15 +341,18 @@ def test_a_prompt_yields_as_many_examples_as_are_planned_for(name: str, n: int) 
 @pytest.mark.parametrize("name", sorted(assemblies()))
 def test_what_compares_completions_is_not_given_one_alone(name: str) -> None:
     algorithm = prefopt.get_algorithm(name, **({"objective": "dpo"} if name == "online" else {}))
-    check = lambda n: check_assembly(algorithm, None, "r", {"n": n})  # noqa: E731
-    check(2)
+
+    def check(generation: dict | GenerationSettings) -> None:
+        check_assembly(algorithm, RunSpec(model="m", algorithm=algorithm, reward="r", generation=generation))
+
+    check({"n": 2})
     if algorithm.processor.compares == 1:
-        check(1)
+        check({"n": 1})
         return
     with pytest.raises(UsageError, match=f"{name} compares completions of the same prompt.*--n.* to 2 or more"):
-        check(1)
+        check({"n": 1})
     with pytest.raises(UsageError, match="compares"):
-        check_assembly(algorithm, None, "r", GenerationSettings(n=1))
+        check(GenerationSettings(n=1))
     # That there is nothing to learn is so, whatever the reward.
     without_kl = {"kl_coef": 0.0} if hasattr(algorithm.processor, "kl_coef") else {}
     processor = dataclasses.replace(algorithm.processor, **without_kl)

@@ -106,6 +106,29 @@ def test_the_first_batch_and_longer_rows_are_compared() -> None:
     assert [seen[0], sorted(seen[1:3]), seen[3]] == [26, [23, 25], 26]
 
 
+class Wrapper(nn.Module):
+    """A wrapper for data parallelism: every forward pass through it waits for the other processes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.passes = 0
+
+    def forward(self, **inputs: Any) -> Any:
+        self.passes += 1
+        return self.module(**inputs)
+
+
+def test_comparisons_leave_out_the_wrapper_of_data_parallelism() -> None:
+    # The rows of this process may be longer than those of another one, which then compares nothing.
+    model = Wrapper(tiny.model())
+    inside = calls_of(model.module)
+    score(model, batch({6: (3, 2)}))
+    assert (model.passes, len(inside) > 1) == (1, True)
+    score(model, batch({20: (6, 5)}))
+    assert model.passes == 2
+
+
 def test_a_model_that_differs_is_scored_row_by_row_from_then_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

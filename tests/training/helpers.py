@@ -1,7 +1,9 @@
 """Short runs of the trainer on the tiny model."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import tiny
 import torch
 from transformers import TrainerCallback
@@ -10,6 +12,15 @@ import prefopt
 
 SIX = ("sft", "dpo", "ipo", "kto", "orpo", "simpo")
 NEEDS_REFERENCE = ("dpo", "ipo", "kto")
+
+
+def quick(cases: Iterable[Any], chosen: Iterable[Any]) -> list:
+    """Parameters of a test that asks every case the same: one of each kind, and the others as slow tests."""
+    cases, chosen = list(cases), list(chosen)
+    assert all(case in cases for case in chosen), "a test without its quick cases"
+    slow = pytest.mark.slow
+    given = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=() if raw in chosen else slow) for case, raw in zip(given, cases, strict=True)]
 
 
 class Watch(TrainerCallback):

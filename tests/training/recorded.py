@@ -1,7 +1,7 @@
 """Losses, gradient norms and weights of two or three steps of every algorithm, to compare one commit with another.
 
-``python tests/trainer/recorded.py --write`` writes them to `tests/fixtures/recorded_runs.json`;
-``python tests/trainer/recorded.py --exact`` compares the present code with that file bit for bit, which holds on one
+``python tests/training/recorded.py --write`` writes them to `tests/fixtures/recorded_runs.json`;
+``python tests/training/recorded.py --exact`` compares the present code with that file bit for bit, which holds on one
 machine with one version of torch. `test_recorded.py` compares with tolerances.
 """
 
@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def rows(kind: str, n: int = 12) -> list[dict]:
     return [{**row, **label} for row, label in zip(tiny.pairs(n), labels, strict=True)]
 
 
+@cache
 def cases() -> dict[str, dict[str, Any]]:
-    """The runs by name: options of `helpers.trainer`."""
+    """The runs by name: options of `helpers.trainer`, with the seed of a reference in place of the model."""
     made: dict[str, dict[str, Any]] = {}
     for name in [*(n for n in prefopt.algorithms() if n != "value"), *SUMS]:
         algorithm = prefopt.get_algorithm(name)
@@ -67,7 +69,7 @@ def cases() -> dict[str, dict[str, Any]]:
             if online:
                 options |= {"reward": worth, "generation": {"n": 4, "max_new_tokens": 5}}
             elif algorithm.needs_reference and adapter is None:
-                options["reference"] = tiny.model(1)
+                options["reference"] = 1
             made[f"{name}, {adapter or 'all weights'}"] = options
     for critic in CRITICS:
         base = made["ppo, lora" if critic != "model" else "ppo, all weights"]
@@ -78,6 +80,8 @@ def cases() -> dict[str, dict[str, Any]]:
 def record(name: str) -> dict[str, Any]:
     """What a run leaves behind."""
     options = dict(cases()[name])
+    if "reference" in options:
+        options["reference"] = tiny.model(options["reference"])
     set_seed(0)
     algorithm = options.pop("algorithm")
     kind = (prefopt.get_algorithm(algorithm) if isinstance(algorithm, str) else algorithm).data_kind

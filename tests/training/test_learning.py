@@ -1,33 +1,13 @@
-"""Training learns: on one repeated batch the loss falls and the weights that should move do, and no others."""
+"""Where training starts, what moves and what does not. That the loss of everything falls, test_zoo.py shows."""
 
 import pytest
 import tiny
 import torch
 import transformers
-from helpers import SIX, losses, trainer
+from helpers import losses, trainer
 
 import prefopt
 import prefopt.training.trainer
-
-RATES = {"orpo": 3e-2, "simpo": 3e-2, "sft": 3e-2, "dpo": 3e-3, "ipo": 1e-3, "kto": 3e-2}
-
-
-@pytest.mark.parametrize("name", SIX)
-def test_the_loss_falls_on_one_batch_and_the_adapter_moves(name: str) -> None:
-    rows = tiny.pairs(4)
-    run = trainer(
-        name,
-        rows,
-        adapter="lora",
-        lora={"r": 8},
-        args={"per_device_train_batch_size": 8, "max_steps": 12, "learning_rate": RATES[name]},
-    )
-    before = {key: value.clone() for key, value in run.model.named_parameters()}
-    run.train()
-    history = losses(run)
-    assert history[-1] < history[0] - 0.02 * abs(history[0]), history
-    moved = {key for key, value in run.model.named_parameters() if not torch.equal(value, before[key])}
-    assert moved == {key for key in before if "lora_" in key}
 
 
 def test_a_full_fine_tune_moves_every_weight() -> None:

@@ -16,6 +16,7 @@ from prefopt.models import make_critic
 from prefopt.models.precision import compute_dtype
 from prefopt.scoring import attention, why_not_shared
 from prefopt.training.arguments import recipe_fields
+from prefopt.training.held_out import HeldOutAccuracy
 
 HALF = {"bf16": True}
 
@@ -68,7 +69,8 @@ def test_a_critic_computes_as_the_policy_does_and_its_head_in_float32(critic: st
 
 def test_a_watch_computes_as_the_trainer_does() -> None:
     run = trainer("dpo", tiny.pairs(8), args=HALF)
-    measure = run._held_out_accuracy(tiny.pairs(4, seed=1))
+    held_out = HeldOutAccuracy(run.context, run.reference, run.processing_class, run.data_settings)
+    measure = held_out(tiny.pairs(4, seed=1))
     with products(run.reference.model) as seen:
         measure()
     assert set(seen) == {torch.bfloat16}

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 import prefopt
 from prefopt.core.errors import UsageError
+from prefopt.training.manifest import run_of, seal
 
 LOGGED = ("loss", "reward", "kl", "kl_coef", "epoch", "policy/ratio", "value/error", "learning_rate", "generator/gap")
 
@@ -55,7 +56,25 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("algorithm", "how", "stop"), CASES)
+QUICK = (
+    "ppo-head-2-1",
+    "ppo-adapter-2-8",
+    "ppo-model-0-3",
+    "ppo-second-rollout",
+    "adaptive-kl",
+    "ppo-left",
+    "grpo-lora",
+    "online_dpo",
+    "iterative_dpo-lora",
+    "rest_em-lora",
+)
+assert set(QUICK) <= {case.id for case in CASES}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "how", "stop"),
+    [case if case.id in QUICK else pytest.param(*case.values, marks=pytest.mark.slow, id=case.id) for case in CASES],
+)
 def test_a_resumed_run_is_the_whole_run(
     algorithm: str | prefopt.algorithms.Algorithm, how: dict, stop: int, tmp_path: Path
 ) -> None:
@@ -99,6 +118,7 @@ def test_another_number_of_processes_cannot_go_on_and_other_batch_sizes_begin_a_
     assert other.source.loader._cursor == 2 * 3
     file = tmp_path / "checkpoint-3" / "rollout-0.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"world": 2}))
+    seal(file.parent, run_of(file.parent))
     with pytest.raises(UsageError, match=r"was written by 2 processes.* resume with as many"):
         run(5)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from helpers import losses, trainer
+from helpers import losses, quick, trainer
 from parity import tiny_model
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -23,7 +23,7 @@ from prefopt.scoring import sharing
 from prefopt.scoring.scorer import Scorer
 from prefopt.training import reference_cache
 
-ARGS = {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 3}
+ARGS = {"max_steps": 3, "learning_rate": 1e-2, "per_device_train_batch_size": 3}
 
 
 @pytest.fixture
@@ -60,8 +60,13 @@ def weights(made: prefopt.Trainer) -> torch.Tensor:
     return torch.cat([w.detach().flatten() for w in made.model.parameters() if w.requires_grad])
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto", "ipo", "dpo_pl", "bco"])
-@pytest.mark.parametrize("adapter", [None, "lora"])
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    quick(
+        [(name, adapter) for name in ("dpo", "kto", "ipo", "dpo_pl", "bco") for adapter in (None, "lora")],
+        [("dpo", None), ("kto", "lora"), ("dpo_pl", None), ("bco", "lora")],
+    ),
+)
 def test_a_cache_changes_nothing_and_is_read_the_second_time(
     name: str, adapter: str | None, cache: Path, scored: list[int]
 ) -> None:
@@ -174,13 +179,25 @@ def test_an_adapter_is_part_of_the_key_and_the_one_that_learns_is_not(tmp_path: 
     cache = tmp_path / "cache"
     # Under a fresh adapter the reference is the base; twice, with an adapter that begins elsewhere.
     for seed in (0, 1):
-        run("dpo", tiny.pairs(4), cache, model=str(base), adapter=adapter, args={"seed": seed})
+        run("dpo", tiny.pairs(4), cache, model=str(base), adapter=adapter, args={"seed": seed, "max_steps": 1})
         assert len(list(cache.iterdir())) == 1
-    arrived = run("dpo", tiny.pairs(4), cache, model=str(tmp_path / "sft"), adapter=adapter)
+    arrived = run("dpo", tiny.pairs(4), cache, model=str(tmp_path / "sft"), adapter=adapter, args={"max_steps": 1})
     assert len(list(cache.iterdir())) == 2
     assert losses(arrived)[0] == pytest.approx(0.6931472, abs=1e-6)
-    run("dpo", tiny.pairs(4), cache, model=str(tmp_path / "sft"), adapter=adapter)
+    trainer("dpo", tiny.pairs(4), reference_cache=cache, model=str(tmp_path / "sft"), adapter=adapter)
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with one file; in the folder `other`, one of another reference under the same name."""
+    folder = tmp_path_factory.mktemp("filled")
+    run("dpo", tiny.pairs(4), folder, args={"max_steps": 1})
+    (path,) = folder.glob("*.safetensors")
+    run("dpo", tiny.pairs(4), folder / "other", reference=tiny.model(1), args={"max_steps": 1})
+    (other,) = (folder / "other").iterdir()
+    other.rename(other.with_name(path.name))
+    return folder
 
 
 def rewrite(path: Path, *, checksum: bool = True, **changes: Any) -> None:
@@ -204,15 +221,12 @@ def rewrite(path: Path, *, checksum: bool = True, **changes: Any) -> None:
         (lambda path: shutil.copy(path.parent / "other" / path.name, path), "is damaged: it is of another reference"),
     ],
 )
-def test_a_damaged_file_is_refused(cache: Path, damage: Any, message: str) -> None:
-    run("dpo", tiny.pairs(4), cache)
+def test_a_damaged_file_is_refused(filled: Path, cache: Path, damage: Any, message: str) -> None:
+    shutil.copytree(filled, cache)
     (path,) = cache.glob("*.safetensors")
-    run("dpo", tiny.pairs(4), cache / "other", reference=tiny.model(1))
-    (other,) = (cache / "other").iterdir()
-    other.rename(other.with_name(path.name))
     damage(path)
     with pytest.raises(UsageError, match=message) as caught:
-        run("dpo", tiny.pairs(4), cache)
+        trainer("dpo", tiny.pairs(4), reference_cache=cache)
     assert "Delete it" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -124,7 +124,7 @@ def run_prefopt(path: Path, rows: list[dict], tokenizer: Any) -> tuple[Any, list
     def record(*args: Any) -> Any:
         batches, step = prepare(*args)
         with torch.no_grad():
-            seen.extend(run.scorer.completions(run.model, batch).logps for batch in batches)
+            seen.extend(run.scorer.completions(run.model, batch.rows, batch.ref_logps).logps for batch in batches)
         return batches, step
 
     run.get_batch_samples = record
