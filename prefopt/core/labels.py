@@ -72,7 +72,7 @@ _EVERY = ("demonstrations", "pairs", "labelled", "ranked", "rollouts")
 _DECLARED = (
     # Marks of whole examples.
     Label("desirable", Axis.EXAMPLE, "true for a desirable completion", bool, ("labelled",),
-          columns={"labelled": ("label", "kto_tag", "desirable")}, words=("label", "labels")),
+          columns={"labelled": ("label", "kto_tag", "desirable", "feedback")}, words=("label", "labels")),
     Label("ids", Axis.EXAMPLE, "the number of an example, the same in every epoch", int, _EVERY),
     Label("preference", Axis.EXAMPLE, "P(chosen is better), 0 to 1", float, ("pairs",),
           columns={"pairs": ("preference",)}, optional=True, bounds=(0.0, 1.0), typical=(0.0, 1.0),

@@ -1,6 +1,7 @@
 """The whole way from a source of rows to a dataset of tokens."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,10 +21,11 @@ from prefopt.data.encode import Encoder
 from prefopt.data.examples import KINDS, Example
 from prefopt.data.formats import to_examples
 from prefopt.data.labels import finish_labels, require_labels, without_singles
-from prefopt.data.read import describe, has_splits, load_rows
+from prefopt.data.read import Split, describe, has_splits, load_rows
+from prefopt.data.reasons import SkipRow
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import PLAIN_NOTE
-from prefopt.data.tokenize import TokenizedExample, tokenize
+from prefopt.data.tokenize import Tokenized, TokenizedExample, row_arguments, tokenize
 
 DEFAULT_LENGTH = 2048
 LOOKED_AT = 1000
@@ -164,13 +166,13 @@ def draw_partners(prompts: Sequence[Any], seed: int) -> np.ndarray:
     return partners
 
 
-def check_rows(source: Any, kind: str, settings: DataSettings) -> None:
+def check_rows(source: Any, kind: str, settings: DataSettings, *, held_out: bool = False) -> None:
     """Convert the first rows, so that unusable data fails where there is no tokenizer yet.
 
     Raises:
         DataError: See `prepare_dataset`, as far as it can be known without a tokenizer.
     """
-    rows = load_rows(source, settings.split)
+    rows = load_rows(source, Split(settings.split, held_out, settings.eval_split))
     with _naming(describe(source)):
         convert(to_examples(rows[:LOOKED_AT], settings, kind).examples, kind, settings.pairs)
 
@@ -187,6 +189,7 @@ def prepare_dataset(
     labels: Sequence[str] = (),
     reader: str = "the algorithm",
     singles: bool = False,
+    held_out: bool = False,
 ) -> TokenizedDataset:
     """Load, understand, convert, tokenize and audit a dataset.
 
@@ -201,6 +204,8 @@ def prepare_dataset(
         labels: names of labels that every row must have, such as ``chosen_score``; a row without them is dropped.
         reader: who reads them, for messages.
         singles: keep rankings of a single completion, whose rating says something by itself.
+        held_out: whether the data are for an evaluation, so that of a source with splits not the one that is trained on
+            is read.
 
     Raises:
         DataError: a source that cannot be read, understood or converted, that lacks a label in every row, or that
@@ -212,7 +217,7 @@ def prepare_dataset(
         raise UsageError(f"there is no data kind {kind!r}.{did_you_mean(kind, KINDS)} It is one of {', '.join(KINDS)}.")
     max_length = _limit(settings, tokenizer, context)
     encoder = Encoder(tokenizer, settings)
-    rows = load_rows(source, settings.split)
+    rows = load_rows(source, Split(settings.split, held_out, settings.eval_split))
     name = describe(source)
     with _naming(name):
         reading = to_examples(rows, settings, kind)
@@ -222,14 +227,15 @@ def prepare_dataset(
         compared, alone = (made.examples, []) if singles else without_singles(made.examples, reader)
         kept, unlabelled = require_labels(compared, labels, reader, reading.format.kind)
     kept, unused = finish_labels(kept)
-    read = len(examples) + len(reading.dropped)
+    read = len(examples) + made.added + len(reading.dropped)
     dropped = sorted([*reading.dropped, *made.dropped, *alone, *unlabelled], key=lambda skipped: skipped[0])
     audit = Audit(kind, read, len(kept), made.cut, dropped, max_length, made.lengths, made.left)
     with _naming(name):
         audit.check(settings.max_dropped)
     notes = [f"{Path(name).name if isinstance(source, (str, Path)) else name} read as {reading.format.name}"]
     notes += [converted] if converted else []
-    notes += [*unused, *_notes(source, settings, tokenizer, examples)]
+    notes += [*unused, *_notes(source, settings, tokenizer, examples), *_row_notes(examples, encoder, made)]
+    notes += _label_notes(kept) if kind == "labelled" else []
     if settings.pairs != "all" and (reading.format.kind, kind) not in (("ranked", "pairs"), ("ranked", "labelled")):
         notes.append(f"data.pairs={settings.pairs!r} changes nothing here: no ranking is read as pairs")
     return TokenizedDataset(
@@ -269,6 +275,47 @@ def _limit(settings: DataSettings, tokenizer: Any, context: int | None) -> int:
 def _pad_id(tokenizer: Any) -> int:
     # Which id pads is of no consequence, because masks decide; EOS is in every vocabulary.
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def _row_notes(examples: Sequence[Example], encoder: Encoder, made: Tokenized) -> list[str]:
+    """Lines about what rows ask of the chat template."""
+    notes = []
+    if made.split:
+        notes.append(
+            f"{made.split} conversations read as {made.split + made.added} examples, one for each answer: the chat "
+            "template writes an earlier answer otherwise than it was generated"
+        )
+    given = Counter(name for example in examples for name in _argument_names(example))
+    used = {name: count for name, count in given.items() if encoder.renderer.reads(name)}
+    for names, what in ((used, "is used"), (given.keys() - used, "is not read by the chat template, and not used")):
+        notes += [f"chat_template_kwargs of {given[name]} rows: {name!r} {what}" for name in sorted(names)]
+    return notes
+
+
+def _argument_names(example: Example) -> list[str]:
+    try:
+        return list(row_arguments(example))
+    except SkipRow:  # the row is dropped, and counted
+        return []
+
+
+_RARE = 0.2
+"""A share of one label below which it is worth a line."""
+
+
+def _label_notes(examples: Sequence[TokenizedExample]) -> list[str]:
+    """Lines about the balance of labels."""
+    desirable, total = sum(bool(example.labels["desirable"]) for example in examples), len(examples)
+    if desirable in (0, total):
+        word, against = ("desirable", "avoid") if desirable else ("undesirable", "write")
+        return [
+            f"warning: all rows are {word}, so nothing says what to {against}. If the label column was misread, "
+            "correct it; to imitate answers that are all desirable, use sft"
+        ]
+    share = desirable / total
+    note = f"labels: {desirable} desirable, {total - desirable} undesirable"
+    rare = "desirable" if share < _RARE else "undesirable" if share > 1 - _RARE else ""
+    return [note + (f"; only {min(share, 1 - share):.0%} of the rows are {rare}" if rare else "")]
 
 
 def _notes(source: Any, settings: DataSettings, tokenizer: Any, examples: Sequence[Example]) -> list[str]:

@@ -1,18 +1,19 @@
 """Prompt and completion as token ids: every seam where a token could be doubled, lost or merged is here."""
 
+import copy
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from prefopt.core.errors import UsageError
 from prefopt.data.examples import Text
-from prefopt.data.messages import as_messages, trains
+from prefopt.data.messages import as_messages, is_open, trains
 from prefopt.data.reasons import Reason, SkipRow
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import Renderer, Segment
+from prefopt.data.values import read_tools
 
 # Tokenizers of the SentencePiece family put a space before whatever they are given, so that a completion tokenized
 # alone would begin with a space that the text does not have. Behind an anchor it does not; the anchor is cut off.
@@ -47,13 +48,23 @@ class Encoder:
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self._special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
 
+    def with_arguments(self, arguments: Mapping[str, Any]) -> "Encoder":
+        """The same encoder with further arguments for the chat template, such as those of one row."""
+        if not arguments:
+            return self
+        other = copy.copy(self)
+        other.renderer = self.renderer.with_arguments(arguments)
+        return other
+
     def prompt(self, prompt: Text, tools: Any = None) -> np.ndarray:
         """Ids of a prompt, the same for training and for generation, with BOS once where the tokenizer sets one.
 
         Raises:
             SkipRow: the chat template refuses the messages, or nothing is left to condition on.
         """
-        text = prompt if isinstance(prompt, str) else self.renderer.render(prompt, open_turn=True, tools=_tools(tools))
+        text = (
+            prompt if isinstance(prompt, str) else self.renderer.render(prompt, open_turn=True, tools=read_tools(tools))
+        )
         return self._prompt(self._encode([text])[0], prompt)
 
     def completion(self, prompt: Text, completion: Text, tools: Any = None) -> tuple[np.ndarray, Encoded]:
@@ -65,7 +76,7 @@ class Encoder:
         Raises:
             SkipRow: the template refuses or rewrites the turns, or there is no prompt.
         """
-        start, segments = self.renderer.segments(prompt, completion, _tools(tools))
+        start, segments = self.renderer.segments(prompt, completion, read_tools(tools))
         head, parts = self._seams(start, segments)
         templated = self.renderer.has_template and not isinstance(prompt, str)
         ids: list[int] = []
@@ -85,11 +96,11 @@ class Encoder:
     def demonstration(self, prompt: Text, completion: Text, tools: Any = None) -> tuple[np.ndarray, Encoded]:
         """Like `completion`; a template that marks what the assistant writes (``{% generation %}``) is believed."""
         chat = isinstance(completion, list) and self.renderer.has_template and self.renderer.marks_generation
-        if not chat or any(not trains(turn) for turn in completion if turn["role"] == "assistant"):
+        if not chat or is_open(prompt) or any(not trains(turn) for turn in completion if turn["role"] == "assistant"):
             return self.completion(prompt, completion, tools)
         head = self.prompt(prompt, tools)
         messages = [*as_messages(prompt, "user"), *completion]
-        ids, mask = self.renderer.assistant_tokens(messages, _tools(tools))
+        ids, mask = self.renderer.assistant_tokens(messages, read_tools(tools))
         if ids[: len(head)] != head.tolist():
             raise SkipRow(Reason.TEMPLATE_REWRITES)
         return head, self._marked(ids[len(head) :], [bool(counts) for counts in mask[len(head) :]])
@@ -164,13 +175,3 @@ class Encoder:
 
 def _encoded(ids: list[int], mask: list[bool]) -> Encoded:
     return Encoded(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=bool))
-
-
-def _tools(tools: Any) -> Any:
-    """Tool schemas from a column, which may hold them as JSON."""
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise SkipRow(Reason.NOT_JSON, column="tools") from error
-    return tools or None

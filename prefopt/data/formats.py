@@ -1,19 +1,23 @@
 """From rows of any public layout to examples: which layout is this, and what does each row say?"""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from prefopt.core.errors import DataError
+from prefopt.core.labels import LABELS, labels_of
 from prefopt.data.convert import SOURCES
 from prefopt.data.examples import Example
+from prefopt.data.exported import EXPORTED
 from prefopt.data.judged import JUDGED
 from prefopt.data.known import FORMATS
-from prefopt.data.layouts import Format, read_label
+from prefopt.data.layouts import Format, read_label, read_number
 from prefopt.data.messages import is_messages, is_turn
 from prefopt.data.reasons import Cause, Reason, Skipped, SkipRow
 from prefopt.data.settings import DataSettings
+from prefopt.data.values import cut_character, parse_text, read_structure
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,20 @@ def to_examples(
     settings = DataSettings.of(settings)
     rows = _rename(rows, settings.columns)
     first = _first_values(rows)
+    spelled = _spelled(first)
+    first = {**first, **spelled}
     chosen = _demand(FORMATS[settings.format], first) if settings.format else _detect(first, kind)
     if kind is not None and chosen.kind not in SOURCES[kind]:
         raise DataError(_wrong_kind(first, chosen, kind))
     examples: list[Example] = []
     dropped: list[Skipped] = []
     malformed: Cause | None = None
+    if "desirable" in {label.name for label in labels_of(chosen.kind)}:
+        _check_marks(rows, chosen)
     for number, row in enumerate(rows):
         try:
+            _refuse_cut(row)
+            row = {**row, **{name: read_structure(row.get(name), name) for name in spelled}}
             examples.append(replace(_build(chosen, row, kind), row=number))
         except SkipRow as skip:
             dropped.append((number, skip.cause))
@@ -66,6 +76,23 @@ def to_examples(
             malformed = malformed or Cause.of(Reason.MALFORMED, row=number, error=what)
             dropped.append((number, malformed))
     return Reading(chosen, examples, dropped)
+
+
+def _refuse_cut(row: Mapping[str, Any]) -> None:
+    for name, value in row.items():
+        if cut_character(value):
+            raise SkipRow(Reason.CUT_CHARACTER, column=name)
+
+
+def _check_marks(rows: Sequence[Mapping[str, Any]], chosen: Format) -> None:
+    """Refuse a label column with 0 and −1, of which either may be the undesirable one."""
+    for name in LABELS["desirable"].columns[chosen.kind]:
+        numbers = {read_number(row.get(name)) for row in rows}
+        if {0.0, -1.0} <= numbers:
+            raise DataError(
+                f"the column {name!r} holds 0 and -1: which of them is undesirable, and which says nothing, is not "
+                "known. Leave out the rows that say nothing, and write true and false."
+            )
 
 
 def _build(chosen: Format, row: Mapping[str, Any], kind: str | None) -> Example:
@@ -115,6 +142,39 @@ def _first_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**blank, **first}
 
 
+def _spelled(first: Mapping[str, Any]) -> dict[str, Any]:
+    """Of columns with lists or mappings that are written as text (by a table in CSV, say) the value of each.
+
+    A text stays text where a layout reads text there, unless it spells messages. Messages that are spelled in a way
+    which cannot be read stay in the result as text, so that no row is trained on them.
+    """
+    found = {}
+    for name, value in first.items():
+        if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+            continue
+        parsed = parse_text(value)
+        tests = [test for each in FORMATS.values() for need, test in each.needs.items() if name in need.split("|")]
+        if parsed is None:
+            if tests and _MESSAGES_AS_TEXT.match(value) and value.rstrip().endswith("]"):
+                found[name] = value
+        elif any(test(parsed) for test in tests) and (_holds_turns(parsed) or not any(test(value) for test in tests)):
+            found[name] = parsed
+    return found
+
+
+# How numpy prints a list of messages, for one: without commas between them.
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")
+
+
+def _holds_turns(value: Any) -> bool:
+    """Whether a value that was written as text is messages, or a mapping with them."""
+    if isinstance(value, Mapping) and "messages" in value:
+        value = value["messages"]
+    turns = [value] if is_turn(value) else value if is_messages(value) and isinstance(value, list) else []
+    # Any list of mappings with a field "from" would do where messages are expected; here it could be somebody's words.
+    return bool(turns) and all("role" in turn or "value" in turn for turn in turns)
+
+
 def _unmet(each: Format, first: Mapping[str, Any]) -> list[str]:
     """The needs of a layout that the columns do not meet."""
     return [
@@ -151,7 +211,7 @@ def _closest(first: Mapping[str, Any], kind: str | None) -> Format:
         unmet = len(_unmet(each, first))
         met = len(each.needs) - unmet
         # One common column does not make anyone mean a rare layout.
-        return unmet + (2 if each in JUDGED and met < 2 else 0), -met
+        return unmet + (2 if each in (*JUDGED, *EXPORTED) and met < 2 else 0), -met
 
     return min((each for each in FORMATS.values() if each.auto and kind in (None, each.kind)), key=distance)
 

@@ -35,11 +35,14 @@ from prefopt.data.messages import (
     user,
 )
 from prefopt.data.reasons import Reason, SkipRow
+from prefopt.data.values import read_structure
 
 Row = Mapping[str, Any]
 Test = Callable[[Any], bool]
 
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
+UP = ("up", "thumbs_up", "thumbs-up", "thumbs up", "like", "good", "positive", "desirable", "👍", "+1")
+DOWN = ("down", "thumbs_down", "thumbs-down", "thumbs down", "dislike", "bad", "negative", "undesirable", "👎")
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,11 @@ def is_label(value: Any) -> bool:
     return read_bool(value) is not None
 
 
+def is_mark(value: Any) -> bool:
+    """Whether a value reads as desirable or undesirable."""
+    return read_mark(value) is not None
+
+
 def is_number(value: Any) -> bool:
     """Whether a value reads as a finite number."""
     return read_number(value) is not None
@@ -127,6 +135,15 @@ def read_bool(value: Any) -> bool | None:
         return bool(value)
     text = value.strip().lower() if isinstance(value, str) else None
     return True if text in TRUE else False if text in FALSE else None
+
+
+def read_mark(value: Any) -> bool | None:
+    """True or False from what people leave on an answer: what `read_bool` reads, 1 or −1, thumbs; None for others."""
+    known = read_bool(value)
+    if known is None and read_number(value) == -1:
+        return False
+    text = value.strip().lower() if isinstance(value, str) else None
+    return True if text in UP else False if text in DOWN else known
 
 
 def read_number(value: Any) -> float | None:
@@ -158,8 +175,10 @@ def read_label(row: Row, label: Label, kind: str) -> float | bool | None:
     Raises:
         SkipRow: a value that the label cannot have.
     """
-    column = next((name for name in label.columns[kind] if row.get(name) is not None), "")
-    value = (read_bool if label.dtype is bool else read_number)(row.get(column))
+    column = next((name for name in label.columns[kind] if row.get(name) is not None), None)
+    if column is None:
+        return None
+    value = (read_mark if label.dtype is bool else read_number)(row[column])
     if value is not None and label.bounds is not None and not label.bounds[0] <= value <= label.bounds[1]:
         raise SkipRow(Reason.OUT_OF_BOUNDS, column=column, low=label.bounds[0], high=label.bounds[1])
     return value
@@ -211,7 +230,8 @@ def _alpaca_prompt(row: Row) -> list[dict]:
     if isinstance(row.get("input"), str) and row["input"].strip():
         turns[-1] = user(turns[-1]["content"] + "\n" + row["input"])
     # LLaMA-Factory: history is a list of [instruction, answer].
-    past = [message for asked, answer in row.get("history") or [] for message in (user(asked), _answer(answer))]
+    history = read_structure(row.get("history"), "history") or []
+    past = [message for asked, answer in history for message in (user(asked), _answer(answer))]
     return [*turns[:-1], *past, turns[-1]]
 
 
@@ -318,13 +338,11 @@ def _scored_completions(row: Row) -> RankedExample:
 
 def _conversation_prompt(row: Row) -> PromptExample:
     turns = _conversation(row)
-    if turns[-1]["role"] == "assistant":
-        turns, _ = split_last(turns)
-    return PromptExample(turns)
-
-
-def _is_open(value: Any) -> bool:
-    return is_messages(value) and read_messages(value, "messages")[-1]["role"] != "assistant"
+    if turns[-1]["role"] != "assistant":
+        return PromptExample(turns)
+    # The last answer is the one to write again; a reward function may want it.
+    turns, answer = split_last(turns)
+    return PromptExample(turns, columns={"completion": answer})
 
 
 _CHOSEN = {"chosen": is_answer, "rejected": is_answer}
@@ -348,16 +366,17 @@ BASIC: tuple[Format, ...] = (
 
 OTHER: tuple[Format, ...] = (
     Format("prompt-completion-label", "labelled",
-           {"prompt": is_text, "completion|response": is_text, _LABEL: is_label},
+           {"prompt": is_text, "completion|response": is_text, _LABEL: is_mark},
            lambda row: LabelledExample(*_prompt_completion(row), _desirable(row)), ("system",), labels=True),
-    Format("messages-label", "labelled", {_TURNS: is_messages, _LABEL: is_label},
+    Format("messages-label", "labelled", {_TURNS: is_messages, _LABEL: is_mark},
            lambda row: LabelledExample(*split_last(_conversation(row)), _desirable(row)), ("system",), labels=True),
-    Format("alpaca-label", "labelled", {"instruction": is_str, "output|response": is_text, _LABEL: is_label},
+    Format("alpaca-label", "labelled", {"instruction": is_str, "output|response": is_text, _LABEL: is_mark},
            lambda row: LabelledExample(*_alpaca_completion(row), _desirable(row)), _ALPACA, labels=True),
     Format("prompt-completions-scores", "ranked",
            {"prompt": is_text, "completions|responses": is_answers, "scores|ranks": is_numbers}, _scored_completions,
            ("system",), labels=True),
     # Of these the completions alone are demonstrations too, which is what they are read as unless ratings are wanted.
+    # Conversations are demonstrations too, unless prompts are wanted.
     Format("prompt-completion-rating", "ranked",
            {"prompt": is_text, "completion|response": is_text, _RATING: is_number},
            lambda row: _rated(row, *_prompt_completion(row)), ("system",), labels=True, wanted=True),
@@ -369,6 +388,7 @@ OTHER: tuple[Format, ...] = (
            lambda row: DemonstrationExample(*_prompt_completion(row)), ("system",), labels=True),
     Format("alpaca", "demonstrations", {"instruction": is_str, "output|response": is_text},
            lambda row: DemonstrationExample(*_alpaca_completion(row)), _ALPACA, labels=True),
+    Format("open-messages", "prompts", {_TURNS: is_messages}, _conversation_prompt, ("system",), wanted=True),
     Format("messages", "demonstrations", {_TURNS: is_messages},
            lambda row: DemonstrationExample(*split_first(_conversation(row))), ("system", "prompt"), labels=True),
     Format("turn-pairs", "demonstrations", {"conversation": is_pairs_of_turns}, _turn_pairs,
@@ -377,7 +397,6 @@ OTHER: tuple[Format, ...] = (
            ("system",), labels=True),
     Format("prompt", "prompts", {"prompt": is_text},
            lambda row: PromptExample(*_with_system(row, read_text(row.get("prompt"), "prompt"))), ("system",)),
-    Format("open-messages", "prompts", {_TURNS: _is_open}, _conversation_prompt, ("system",)),
     Format("instruction", "prompts", {"instruction": is_str}, lambda row: PromptExample(_alpaca_prompt(row)), _ALPACA),
     Format("question", "prompts", {"question": is_str},
            lambda row: PromptExample(user_turn(row.get("question"), "question", row.get("system"))), ("system",)),

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefopt.data.examples import Text
 from prefopt.data.reasons import Reason, SkipRow
+from prefopt.data.values import parse_text, read_structure
 
 ROLES = {
     "user": "user",
@@ -27,7 +28,7 @@ ROLES = {
     "function": "tool",
 }
 # Other fields of a message (ids, ratings, a null for every column of an Arrow table) would reach, and break, templates.
-_KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", "weight", "train")
+_KEPT = ("tool_call_id", "name", "reasoning_content", "thinking", "weight", "train")
 _MARKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
@@ -101,7 +102,48 @@ def read_turn(turn: Mapping) -> dict:
     message = {"role": _role(turn), "content": _content(turn.get("content", turn.get("value")))}
     # An empty list of calls is no call; templates that test `is defined` would render one.
     message.update({key: turn[key] for key in _KEPT if turn.get(key) is not None and turn[key] != []})
+    if calls := read_calls(turn.get("tool_calls")) or _older_call(turn.get("function_call")):
+        message["tool_calls"] = calls
     return message
+
+
+def read_calls(value: Any) -> list[dict]:
+    """Tool calls with their arguments as a mapping; OpenAI's API has the arguments as JSON text.
+
+    Raises:
+        SkipRow: the value holds no calls, or arguments that are no JSON object.
+    """
+    value = read_structure(value, "tool_calls")
+    calls = [value] if isinstance(value, Mapping) else value or []
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise SkipRow(Reason.NOT_CALLS)
+    return [_read_call(call) for call in calls]
+
+
+def _older_call(value: Any) -> list[dict]:
+    """The field that OpenAI's API had before ``tool_calls``."""
+    calls = read_calls(value)
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _read_call(call: Mapping) -> dict:
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _read_call(call["function"])}
+    return {**call, **({"arguments": _arguments(call["arguments"])} if "arguments" in call else {})}
+
+
+def _arguments(value: Any) -> Mapping:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return {}
+    # Text within text comes of data that were encoded twice.
+    while isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = parse_text(value)
+    if not isinstance(value, Mapping):
+        raise SkipRow(Reason.NOT_ARGUMENTS)
+    return value
 
 
 def user(content: str) -> dict:
@@ -122,6 +164,11 @@ def as_messages(text: Text, role: str) -> list[dict]:
 def trains(message: Mapping) -> bool:
     """Whether the loss is taken on this turn: assistant turns, unless marked ``weight: 0`` or ``train: false``."""
     return message["role"] == "assistant" and message.get("weight", 1) != 0 and message.get("train", True) is not False
+
+
+def is_open(prompt: Text) -> bool:
+    """Whether a prompt ends in the start of an answer, which the completion continues."""
+    return isinstance(prompt, list) and bool(prompt) and prompt[-1]["role"] == "assistant"
 
 
 def is_empty(completion: Text) -> bool:

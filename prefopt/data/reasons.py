@@ -8,6 +8,7 @@ from typing import Any
 
 CORRECT = "Correct these rows, or, if they were misread, name their layout in data.format"
 _CUT_COMPLETIONS = "Raise data.max_length, or cut completions with data.truncation='keep-start'"
+_SPELLED = "Save the data as JSONL or Parquet, which keep lists; a data frame writes them into CSV as it prints them"
 _CUT_PROMPTS = "Raise data.max_length, or cut prompts with data.truncation='keep-end'"
 
 
@@ -39,7 +40,9 @@ class Reason(Enum):
     NOT_TEXT_OR_MESSAGES = _Words("whose {column!r} is neither text nor messages")
     NOT_MESSAGES = _Words("whose {column!r} is not a list of messages")
     NOT_STRINGS = _Words("whose {column!r} is not a JSON list of strings")
-    NOT_JSON = _Words("whose {column!r} are not JSON")
+    NOT_JSON = _Words("whose {column!r} is text that is not JSON", _SPELLED)
+    NOT_MAPPING = _Words("whose {column!r} is no mapping of names to values")
+    CUT_CHARACTER = _Words("with half of a character (a lone surrogate, such as an emoji that was cut) in {column!r}")
     OUT_OF_BOUNDS = _Words("whose {column!r} is not between {low:g} and {high:g}")
     NO_LABEL = _Words("without a label that is true or false")
     NO_RATING = _Words("without a rating that is a number")
@@ -49,6 +52,8 @@ class Reason(Enum):
 
     # Turns
     UNKNOWN_ROLE = _Words("with the unknown role {role}")
+    NOT_CALLS = _Words("whose tool calls are not a list of calls")
+    NOT_ARGUMENTS = _Words("with a tool call whose arguments are not a JSON object")
     CONTENT_NOT_TEXT = _Words("with content that is not text")
     NO_PROMPT = _Words("without a prompt")
     NO_MARKERS = _Words("without a prompt (no 'prompt' column, and no Human/Assistant markers)")
@@ -71,7 +76,12 @@ class Reason(Enum):
 
     # The chat template
     TEMPLATE_REFUSES = _Words("which the chat template refuses ({error})")
-    TEMPLATE_REWRITES = _Words("whose earlier turns the chat template rewrites")
+    TEMPLATE_REWRITES = _Words(
+        "whose earlier turns the chat template rewrites",
+        "Keep only the last answer of these rows as the completion, with the turns before it in the prompt, or use a "
+        "chat template that writes every turn as it was generated",
+    )
+    CALL_AT_END = _Words("whose prompt ends in a tool call without a result")
     TEMPLATE_BREAKS_PROMPT = _Words("whose answer the chat template does not write after its own generation prompt")
     TEMPLATE_MARKS_NOTHING = _Words("in which the chat template marks nothing as generated")
     TOOLS_WITHOUT_TEMPLATE = _Words("with tools, which only a chat template can write")

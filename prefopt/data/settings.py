@@ -22,6 +22,10 @@ def _split(value: Any) -> str:
     return "" if isinstance(value, str) and value else "must be the name of a split."
 
 
+def _eval_split(value: Any) -> str:
+    return "" if value is None else _split(value)
+
+
 def _columns(value: Any) -> str:
     fine = isinstance(value, Mapping) and all(isinstance(name, str) for pair in value.items() for name in pair)
     return "" if fine else "must map names of columns in the data to names that a format knows."
@@ -52,6 +56,12 @@ class DataSettings(Settings):
         choices=TRUNCATION,
     )
     split: str = parameter("train", "split to read, where the source has several", check=_split)
+    eval_split: str | None = parameter(
+        None,
+        "split of the held-out data, where that source has several; by default the counterpart of split, such as "
+        "validation or test",
+        check=_eval_split,
+    )
     format: str | None = parameter(
         None, "name of the layout, where the columns alone do not tell it; detected by default", check=_format
     )

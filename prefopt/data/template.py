@@ -1,13 +1,17 @@
 """From messages to the exact text that a model sees, and which stretches of it the loss is taken on."""
 
+import copy
+import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from prefopt.core.errors import DataError, UsageError, did_you_mean
 from prefopt.data.examples import Text
-from prefopt.data.messages import as_messages, trains
+from prefopt.data.messages import as_messages, is_open, trains
 from prefopt.data.reasons import Reason, SkipRow
 from prefopt.data.settings import DataSettings
 
@@ -70,6 +74,27 @@ class Renderer:
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self._check_arguments()
 
+    def with_arguments(self, arguments: Mapping[str, Any]) -> "Renderer":
+        """The same renderer with those of further arguments that the template reads, which win over its own."""
+        other = copy.copy(self)
+        other.arguments = {**self.arguments, **{name: arguments[name] for name in arguments if self.reads(name)}}
+        return other
+
+    def reads(self, name: str) -> bool:
+        """Whether the template reads an argument of this name, and the argument means nothing else."""
+        # A row must not replace the template, or the messages.
+        if not self.has_template or name in self._reserved:
+            return False
+        return self._known is None or name in self._known
+
+    @cached_property
+    def _reserved(self) -> set[str]:
+        return set(inspect.signature(self.tokenizer.apply_chat_template).parameters)
+
+    @cached_property
+    def _known(self) -> set[str] | None:
+        return _variables(self.tokenizer.chat_template)
+
     @property
     def marks_generation(self) -> bool:
         """Whether the template itself says what the assistant writes, with ``{% generation %}``."""
@@ -79,9 +104,32 @@ class Renderer:
     def render(self, messages: list[dict], *, open_turn: bool = False, tools: Sequence | None = None) -> str:
         """Text of a conversation; with ``open_turn`` it ends where the assistant begins to write.
 
+        A last turn of the assistant is the start of what it writes, so that an open turn ends behind its words.
+
         Raises:
-            SkipRow: the chat template refuses these messages.
+            SkipRow: the chat template refuses these messages, or they end in a tool call.
         """
+        if open_turn and is_open(messages):
+            return self._continued(messages, tools)
+        return self._render(messages, open_turn=open_turn, tools=tools)
+
+    def _continued(self, messages: list[dict], tools: Sequence | None) -> str:
+        """Text of a conversation whose last turn is the start of an answer, up to the last word of it."""
+        if len(messages) == 1 or messages[-1].get("tool_calls"):
+            raise SkipRow(Reason.NO_PROMPT if len(messages) == 1 else Reason.CALL_AT_END)
+        opened = self._render(messages[:-1], open_turn=True, tools=tools)
+        content = messages[-1]["content"]
+        words = content.strip()
+        if not words:
+            return opened
+        # The template may write a space before the words, which the prompt then has as well.
+        closed = self._render(messages, open_turn=False, tools=tools)
+        place = closed.find(words, len(opened))
+        if place < 0 or not closed.startswith(opened):
+            raise SkipRow(Reason.TEMPLATE_BREAKS_PROMPT)
+        return closed[: place + len(words)] + content[len(content.rstrip()) :]
+
+    def _render(self, messages: list[dict], *, open_turn: bool, tools: Sequence | None) -> str:
         if not self.has_template:
             if tools:
                 raise SkipRow(Reason.TOOLS_WITHOUT_TEMPLATE)
@@ -105,6 +153,8 @@ class Renderer:
         if not self.has_template:
             # The first part is the header of the turn that the prompt has opened.
             return start, self._plain(completion)[1:]
+        if is_open(prompt):
+            prompt, completion = prompt[:-1], [_joined(prompt[-1], completion[0]), *completion[1:]]
         return start, self._spans(prompt, completion, start, tools)
 
     def assistant_tokens(self, messages: list[dict], tools: Sequence | None = None) -> tuple[list[int], list[int]]:
@@ -119,8 +169,8 @@ class Renderer:
         for number in range(len(prompt), len(messages)):
             if not trains(messages[number]):
                 continue
-            before = start if number == len(prompt) else self.render(messages[:number], open_turn=True, tools=tools)
-            after = self.render(messages[: number + 1], tools=tools)
+            before = start if number == len(prompt) else self._render(messages[:number], open_turn=True, tools=tools)
+            after = self._end_of_turn(self.render(messages[: number + 1], tools=tools), whole)
             if not after.startswith(before):
                 raise SkipRow(Reason.TEMPLATE_BREAKS_PROMPT)
             if not whole.startswith(after) or len(before) < place:
@@ -131,6 +181,19 @@ class Renderer:
             segments.append(Segment(whole[len(before) : len(after)], counts=True, ends=True))
             place = len(after)
         return segments
+
+    def _end_of_turn(self, text: str, whole: str) -> str:
+        """The text of a conversation up to the end of its last turn, for a template that closes the text as well.
+
+        Some write EOS behind the last turn, which ends in a token of its own. Where the conversation goes on, EOS is
+        not there.
+        """
+        closed, eos = text.rstrip(), getattr(self.tokenizer, "eos_token", None)
+        if whole.startswith(text) or not eos or not closed.endswith(eos):
+            return text
+        turn = closed.removesuffix(eos)
+        ends = tuple(self.tokenizer.all_special_tokens)
+        return turn if whole.startswith(turn) and turn.rstrip().endswith(ends) else text
 
     def _plain(self, messages: list[dict]) -> list[Segment]:
         """Turns without a template: a header line, the content, and for the assistant the end-of-sequence token."""
@@ -152,9 +215,12 @@ class Renderer:
         return self.tokenizer.eos_token
 
     def _apply(self, messages: list[dict], tools: Sequence | None, **options: Any) -> Any:
+        import jinja2
+
         # weight and train are for the loss, not for the template.
         shown = [{key: value for key, value in turn.items() if key not in ("weight", "train")} for turn in messages]
-        import jinja2
+        if any("tool_calls" in turn for turn in shown) and self._calls_as_text:
+            shown = _with_text(shown)
 
         try:
             return self.tokenizer.apply_chat_template(shown, tools=tools or None, **options, **self.arguments)
@@ -163,6 +229,24 @@ class Renderer:
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise SkipRow(Reason.TEMPLATE_REFUSES, error=str(error).splitlines()[0]) from error
 
+    @cached_property
+    def _calls_as_text(self) -> bool:
+        """Whether the template writes the arguments of a tool call as they come, so that they must come as JSON.
+
+        Most templates turn a mapping into JSON; with text they would encode it a second time. Others write what they
+        get, or add it to a string, and of a mapping they would write Python or nothing.
+        """
+        call = {"id": "call12345", "type": "function", "function": {"name": "f", "arguments": {"probe": "p"}}}
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        for text, probe in ((False, turns), (True, _with_text(turns))):
+            try:
+                written = self.tokenizer.apply_chat_template(probe, tokenize=False, **self.arguments)
+            except Exception:  # a template may fail on the probe in any way
+                continue
+            if re.search(r'\{\s*"probe":\s*"p"\s*\}', written):
+                return text
+        return False
+
     def _check_arguments(self) -> None:
         if not self.arguments:
             return
@@ -170,11 +254,33 @@ class Renderer:
             raise UsageError(
                 f"data: template_args={self.arguments!r} would have no effect: the tokenizer has no chat template."
             )
-        known = _variables(self.tokenizer.chat_template)
+        known = self._known
         for name in self.arguments:
             if known is not None and name not in known:
                 near = did_you_mean(name, known)
                 raise UsageError(f"data: template_args: the chat template does not read {name!r}.{near}")
+
+
+def _joined(start: Mapping, rest: Mapping) -> dict:
+    """One turn of the start of an answer and of what continues it."""
+    kept = {key: value for key, value in start.items() if key not in ("weight", "train")}
+    return {**kept, **rest, "content": start["content"] + rest["content"]}
+
+
+def _with_text(value: Any) -> Any:
+    """Messages or tool calls, with the arguments of calls as JSON text."""
+    if isinstance(value, list):
+        return [_with_text(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: json.dumps(one, ensure_ascii=False)
+        if key == "arguments" and isinstance(one, Mapping)
+        else _with_text(one)
+        if key in ("tool_calls", "function")
+        else one
+        for key, one in value.items()
+    }
 
 
 def _variables(template: str | Mapping) -> set[str] | None:

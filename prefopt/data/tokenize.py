@@ -1,18 +1,19 @@
 """Examples to tokens, within a length: what is kept, what is cut, and what is dropped for which reason."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from prefopt.data.encode import Encoded, Encoder
-from prefopt.data.examples import Example, PairExample, RankedExample
+from prefopt.data.examples import DemonstrationExample, Example, PairExample, RankedExample
 from prefopt.data.group import Fit, Group, encode_group, fit_group, group_labels
-from prefopt.data.messages import is_empty, key_of
+from prefopt.data.messages import as_messages, is_empty, key_of, trains
 from prefopt.data.reasons import Cause, Reason, Skipped, SkipRow
 from prefopt.data.settings import DataSettings
+from prefopt.data.values import read_structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,8 @@ class Tokenized:
         cut: how many of the kept ones were cut to the limit.
         lengths: tokens of each prompt and of each whole row (its longest completion), before any cut.
         left: the rows of completions that left their group, which is kept, with the cause.
+        split: how many conversations were read as one example for each answer.
+        added: how many more examples there are for that.
     """
 
     examples: list[TokenizedExample]
@@ -66,10 +69,15 @@ class Tokenized:
     cut: int
     lengths: list[tuple[int, int]]
     left: list[Skipped]
+    split: int = 0
+    added: int = 0
 
 
 def tokenize(examples: Sequence[Example], tokenizer: Any, settings: DataSettings, max_length: int) -> Tokenized:
     """Tokenize examples; one that cannot be used is dropped and counted.
+
+    A conversation whose earlier answers the chat template writes otherwise once later turns follow becomes one example
+    for each answer, so that each is learned behind the text that the model sees when it writes it.
 
     Args:
         examples: all of one kind.
@@ -78,22 +86,66 @@ def tokenize(examples: Sequence[Example], tokenizer: Any, settings: DataSettings
         max_length: tokens of prompt and completion together.
     """
     encoder = Encoder(tokenizer, settings)
-    result, dropped, cut, lengths, left = [], [], 0, [], []
+    made = Tokenized([], [], 0, [], [])
     limit = partial(fit, limit=max_length, truncation=settings.truncation, bos=tokenizer.bos_token_id)
+    cut = split = added = 0
     for example in examples:
         gone: list[Cause] = []
         try:
-            prompt, whole = _encode(example, encoder, gone)
-            longest = max((len(each.ids) for each in whole.values()), default=0)
-            lengths.append((len(prompt), len(prompt) + longest))
-            short, kept = _fit(example, prompt, whole, limit, gone)
+            pieces = _encode_all(example, encoder, gone)
         except SkipRow as skip:
-            dropped.append((example.row, skip.cause))
+            made.dropped.append((example.row, skip.cause))
             continue
-        cut += len(short) < len(prompt) or any(len(kept[k].ids) < len(whole[k].ids) for k in kept)
-        left += [(example.row, cause) for cause in gone]
-        result.append(_pack(len(result), short, kept, example))
-    return Tokenized(result, dropped, cut, lengths, left)
+        split, added = split + (len(pieces) > 1), added + len(pieces) - 1
+        for piece, prompt, whole in pieces:
+            longest = max((len(each.ids) for each in whole.values()), default=0)
+            made.lengths.append((len(prompt), len(prompt) + longest))
+            try:
+                short, kept = _fit(piece, prompt, whole, limit, gone)
+            except SkipRow as skip:
+                made.dropped.append((piece.row, skip.cause))
+                continue
+            cut += len(short) < len(prompt) or any(len(kept[k].ids) < len(whole[k].ids) for k in kept)
+            made.left.extend((piece.row, cause) for cause in gone)
+            made.examples.append(_pack(len(made.examples), short, kept, piece))
+    return replace(made, cut=cut, split=split, added=added)
+
+
+def _encode_all(example: Example, encoder: Encoder, gone: list[Cause]) -> list[tuple[Example, np.ndarray, Group]]:
+    """An example with its tokens; of a conversation whose earlier turns the template rewrites, one for each answer."""
+    encoder = encoder.with_arguments(row_arguments(example))
+    try:
+        return [(example, *_encode(example, encoder, gone))]
+    except SkipRow as skip:
+        answers = _answers(example) if skip.cause.reason is Reason.TEMPLATE_REWRITES else []
+        if len(answers) < 2:
+            raise
+        return [(answer, *_encode(answer, encoder, gone)) for answer in answers]
+
+
+def row_arguments(example: Example) -> Mapping[str, Any]:
+    """The arguments for the chat template that come with a row.
+
+    Raises:
+        SkipRow: they are no mapping of names to values.
+    """
+    given = read_structure(example.columns.get("chat_template_kwargs"), "chat_template_kwargs") or {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise SkipRow(Reason.NOT_MAPPING, column="chat_template_kwargs")
+    # A table has null where a row did not have an argument.
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _answers(example: Example) -> list[Example]:
+    """A conversation as one demonstration for each of its answers."""
+    if not isinstance(example, DemonstrationExample) or isinstance(example.completion, str):
+        return []
+    turns, start = example.messages, len(as_messages(example.prompt, "user"))
+    return [
+        replace(example, prompt=turns[:place], completion=[turns[place]])
+        for place in range(start, len(turns))
+        if trains(turns[place])
+    ]
 
 
 def fit(

@@ -134,12 +134,12 @@ class _Check:
         if spec.train_dataset is None:
             raise UsageError("data is missing: give data: PATH, or data: {train: PATH}.")
         settings = DataSettings.of(spec.data)
-        for source in (spec.train_dataset, spec.eval_dataset):
-            if source is not None:
-                check_rows(source, algorithm.data_kind, settings)
+        check_rows(spec.train_dataset, algorithm.data_kind, settings)
+        if spec.eval_dataset is not None:
+            check_rows(spec.eval_dataset, algorithm.data_kind, settings, held_out=True)
         for watch in spec.callbacks:
             if isinstance(watch.held_out, str):
-                check_rows(watch.held_out, "pairs", settings)
+                check_rows(watch.held_out, "pairs", settings, held_out=True)
 
     def _evaluation(self, evaluation: Evaluation) -> None:
         rewards = self._result(self.stage.values["evaluate"]).rewards

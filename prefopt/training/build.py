@@ -81,9 +81,13 @@ def assemble(spec: RunSpec) -> Parts:
     tokenizer = spec.processing_class or load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
     reader = DataReader(algorithm, tokenizer, data, origin.context, args.seed)
     train = reader(spec.train_dataset, "train")
-    several = isinstance(spec.eval_dataset, Mapping)
+    # A dict of splits, as `datasets` loads it, is one source.
+    several = isinstance(spec.eval_dataset, Mapping) and not hasattr(spec.eval_dataset, "column_names")
     given = spec.eval_dataset if several else {"eval": spec.eval_dataset}
-    held_out = {name: reader(source, name) for name, source in given.items()}
+    held_out = {name: reader(source, name, held_out=True) for name, source in given.items()}
+    for name, dataset in held_out.items():
+        if train is not None and dataset is not None and (line := shared_prompts(train, dataset)):
+            say(f"{name} data: {line}")
     # Weights.
     set_seed(args.seed)
     policy = load_policy(spec.model, settings)
@@ -250,24 +254,25 @@ class DataReader:
     context: int | None
     seed: int
 
-    def __call__(self, source: Any, which: str) -> TokenizedDataset | None:
+    def __call__(self, source: Any, which: str, *, held_out: bool = False) -> TokenizedDataset | None:
         """The dataset of a source, with what is worth knowing about it said.
 
         Args:
             source: Whatever `prepare_dataset` takes, a dataset that it made, or None.
             which: The name of the dataset in lines, such as "train".
+            held_out: Whether it is for an evaluation.
         """
         if source is None:
             return None
+        dataset = self.read(source, held_out=held_out)
         if isinstance(source, TokenizedDataset):
-            return self.read(source)
-        dataset = self.read(source)
+            return dataset
         for line in self.lines(dataset):
             say(f"{which} data: {line}")
         return dataset
 
-    def read(self, source: Any) -> TokenizedDataset:
-        """The dataset of a source."""
+    def read(self, source: Any, *, held_out: bool = False) -> TokenizedDataset:
+        """The dataset of a source; of a source with splits, the one that is trained on or one that is held out."""
         algorithm, needs = self.algorithm, self.algorithm.objective.needs
         # What is sampled is labelled by its reward.
         labels = () if algorithm.online else needs.labels
@@ -285,12 +290,39 @@ class DataReader:
             labels=labels,
             reader=algorithm.name,
             singles=needs.singles,
+            held_out=held_out,
         )
 
     def lines(self, dataset: TokenizedDataset) -> list[str]:
         """What is worth knowing about a dataset."""
         algorithm = self.algorithm
-        return [*dataset.notes, *_unread(dataset, algorithm.objective.needs, algorithm.name), *dataset.audit.lines()]
+        unread = _unread(dataset, algorithm.objective.needs, algorithm.name)
+        return [*dataset.notes, *unread, *_unbalanced(dataset, algorithm), *dataset.audit.lines()]
+
+
+def shared_prompts(train: TokenizedDataset, held_out: TokenizedDataset) -> str:
+    """A line about held-out examples whose prompts are trained on; empty where there are none."""
+    known = {example.prompt.tobytes() for example in train.examples}
+    shared = sum(example.prompt.tobytes() in known for example in held_out.examples)
+    return f"{shared} of {len(held_out)} examples have a prompt that is trained on, too" if shared else ""
+
+
+def _unbalanced(dataset: TokenizedDataset, algorithm: Algorithm) -> list[str]:
+    """A line about labels of which one is rare, and whose weights are not set for that.
+
+    KTO's paper recommends a ratio of the weighted numbers between 1 and 3/2 (eq. 9).
+    """
+    weights = [getattr(algorithm.objective, name, None) for name in ("desirable_weight", "undesirable_weight")]
+    if dataset.labels is None or not all(weights):
+        return []
+    good, bad = int(dataset.labels.sum()), int((~dataset.labels).sum())
+    if not good or not bad or 0.5 <= (weights[0] * good) / (weights[1] * bad) <= 3:
+        return []
+    rare, value = ("desirable", weights[1] * bad / good) if good < bad else ("undesirable", weights[0] * good / bad)
+    return [
+        f"warning: {algorithm.name} learns little from so few {rare} rows: set {rare}_weight={value:.3g}, so that both "
+        "labels count the same"
+    ]
 
 
 def _unread(dataset: TokenizedDataset, needs: Needs, name: str) -> list[str]:

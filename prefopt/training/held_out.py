@@ -34,7 +34,9 @@ class HeldOutAccuracy:
         """What measures the accuracy on these pairs, with the weights of the moment."""
         policy, args = self.context.policy, self.context.args
         tokens = getattr(policy.config, "max_position_embeddings", None)
-        dataset = prepare_dataset(pairs, "pairs", self.tokenizer, self.settings, context=tokens, reader="watch")
+        dataset = prepare_dataset(
+            pairs, "pairs", self.tokenizer, self.settings, context=tokens, reader="watch", held_out=True
+        )
 
         def measure() -> float:
             with self.context.accelerator.autocast():

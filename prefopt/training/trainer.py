@@ -153,7 +153,7 @@ class Trainer(transformers.Trainer):
         if self._cache is not None and self._cache.knows(eval_dataset):
             return eval_dataset
         if eval_dataset is not None:
-            dataset = self._prepared(eval_dataset, "eval")
+            dataset = self._prepared(eval_dataset, "eval", held_out=True)
             return dataset if self._cache is None else self._cache.fill(dataset)
         if self.eval_dataset is None:
             raise UsageError("evaluation needs a dataset: pass eval_dataset=.")

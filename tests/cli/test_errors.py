@@ -27,6 +27,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.json").write_text('[{"prompt": "a", ')
     (folder / "broken.py").write_text("def f(:\n")
     (folder / "reward.py").write_text("number = 3\ndef short(prompts, completions):\n    return [1.0]\n")
+    labelled = [{"prompt": row["prompt"], "completion": row["chosen"], "label": True} for row in rows]
+    (folder / "labelled.json").write_text(json.dumps(labelled[:1]))
+    (folder / "one.json").write_text(json.dumps(rows[:1]))
+    (folder / "online.yaml").write_text(f"algorithm: rloo\nmodel: {folder / 'model'}\n")
+    for split in ("train", "test"):
+        (folder / "splits").mkdir(exist_ok=True)
+        (folder / "splits" / f"{split}.jsonl").write_text(json.dumps(rows[0]))
     (folder / "field.yaml").write_text("algorithm: dpo\nlerning_rate: 1\n")
     stages = "stages: {first: {algorithm: sft}, second: {algorithm: orpo, model: 'stage:first'}}"
     (folder / "stages.yaml").write_text(f"model: {folder / 'model'}\n{stages}\n")
@@ -104,6 +111,22 @@ CASES = {
     "a check that loses too much": (
         ["check", "{w}/pairs.json", "--model", "{w}/model", "--max-length", "2"],
         "nothing is left to train on",
+    ),
+    "a check of too few rows for the loss": (
+        ["check", "{w}/labelled.json", "--model", "{w}/model", "--algorithm", "kto"],
+        "share one prompt",
+    ),
+    "a check of too few rows for a batch": (
+        ["check", "{w}/one.json", "--model", "{w}/model", "--algorithm", "aot_paired"],
+        "the dataset has 1 rows",
+    ),
+    "a check of a run without its reward": (
+        ["check", "{w}/pairs.json", "--config", "{w}/online.yaml"],
+        "rloo needs a reward",
+    ),
+    "a split that is not there": (
+        ["check", "{w}/pairs.json", "--model", "{w}/model", "--eval-data", "{w}/splits", "--eval-split", "tst"],
+        "no split 'tst'; set data.eval_split to one of 'train', 'test'",
     ),
     "a check of nothing": (["check", "--model", "{w}/model"], "check what? Give a path or hub id"),
     "a misspelt data setting of a check": (

@@ -1,5 +1,6 @@
 """Small tokenizers with the seams of the real ones: byte-level and SentencePiece-like, and several chat templates."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -71,6 +72,12 @@ def sentencepiece_like():
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+@functools.cache
+def byte_level_with(template):
+    """The byte-level tokenizer with a template of a test's own."""
+    return byte_level(template)
+
+
 @pytest.fixture(scope="session")
 def make():
     """A tokenizer by name."""
@@ -82,6 +89,7 @@ def make():
         "llama2": byte_level(LLAMA2, bos="<s>", eos="</s>"),
         "qwen3": byte_level(QWEN3),
         "sentencepiece": sentencepiece_like(),
+        "own": byte_level_with,
     }
     return made.__getitem__
 

@@ -130,6 +130,38 @@ PAIRS = {
           "annotations": [{"model": "n", "rating": "5"}, {"model": "m", "rating": "2"}]},
          RankedExample([u("Q")], ([a("bad")], [a("good")]), scores=(2.0, 5.0))),
     ],
+    "rewardbench-2": [
+        ({"prompt": "Q", "chosen": ["good"], "rejected": ["bad", "worse"], "num_correct": 1, "total_completions": 3},
+         RankedExample("Q", ("good", "bad", "worse"), ranks=(1.0, 2.0, 2.0))),
+    ],
+    "response-pairs": [
+        ({"instruction": "Q", "chosen_response": "good", "rejected_response": "bad"}, TURNS),
+    ],
+    "distilabel": [
+        ({"instruction": "Q", "generations": ["x", "y", "z"], "ratings": [1, 5, None]},
+         RankedExample([u("Q")], ([a("x")], [a("y")], [a("z")]), scores=(1.0, 5.0, None))),
+    ],
+    "nemo-rl": [
+        ({"context": [u("Q")], "completions": [{"rank": 1, "completion": [a("bad")]},
+                                               {"rank": 0, "completion": [a("good")]}]},
+         RankedExample([u("Q")], ([a("bad")], [a("good")]), ranks=(1.0, 0.0))),
+    ],
+    "tinker": [
+        ({"comparison": {"prompt_conversation": [u("Q")], "completion_A": [a("bad")], "completion_B": [a("good")]},
+          "label": "B"}, TURNS),
+        ({"comparison": {"prompt_conversation": [u("Q")], "completion_A": [a("good")], "completion_B": [a("bad")]},
+          "label": "A"}, TURNS),
+    ],
+    "prodigy-choice": [
+        ({"text": "Q", "options": [{"id": 0, "text": "bad"}, {"id": 1, "text": "good"}, {"id": 2, "text": "worse"}],
+          "accept": [1], "answer": "accept"},
+         RankedExample([u("Q")], ([a("bad")], [a("good")], [a("worse")]), ranks=(2.0, 1.0, 2.0))),
+    ],
+    "kiln-repairs": [
+        ({"input": "Q", "output": {"output": "bad", "rating": {"type": "five_star", "value": 2.0}},
+          "repaired_output": {"output": "good"}}, TURNS),
+        ({"input": "Q", "output": {"output": "bad"}, "repaired_output": "good"}, TURNS),
+    ],
     "prompt-completions-scores": [
         ({"prompt": "Q", "completions": ["x", "y", "z"], "scores": [1, "2.5", None]},
          RankedExample("Q", ("x", "y", "z"), scores=(1.0, 2.5, None))),
@@ -156,6 +188,11 @@ OTHERS = {
     "alpaca-label": [
         ({"instruction": "Q", "input": "", "output": "x", "kto_tag": True}, LabelledExample([u("Q")], [a("x")], True)),
     ],
+    "prompt-completion-thumb": [
+        ({"prompt": "Q", "response": "x", "rating": True}, LabelledExample("Q", "x", True)),
+        ({"prompt": [u("Q")], "completion": "x", "rating": "down"}, LabelledExample([u("Q")], [a("x")], False)),
+    ],
+    "messages-thumb": [({"messages": [u("Q"), a("x")], "rating": False}, LabelledExample([u("Q")], [a("x")], False))],
     "prompt-completion": [({"prompt": "Q", "completion": " x"}, DemonstrationExample("Q", " x"))],
     "alpaca": [({"instruction": "Q", "input": "it", "output": "x"}, DemonstrationExample([u("Q\nit")], [a("x")]))],
     "messages": [
@@ -213,12 +250,26 @@ def test_scores_under_all_their_names(row, scores):
         {"context": [u("Q")], "response1": "x", "response2": "y", "overall_preference": 0},
         {"conversation_a": [u("Q"), a("x")], "conversation_b": [u("Q"), a("y")], "winner": "tie (bothbad)"},
         {"prompt": '["Q"]', "response_a": '["x"]', "response_b": '["y"]', "winner_model_a": 0, "winner_model_b": 0},
+        {
+            "comparison": {"prompt_conversation": [u("Q")], "completion_A": [a("x")], "completion_B": [a("y")]},
+            "label": "Tie",
+        },
     ],
 )
 def test_ties_are_dropped_and_counted(row):
     reading = to_examples([row])
     assert reading.examples == []
     assert sentences(reading.dropped) == {"ties": 1}
+
+
+def test_judgements_that_say_nothing_are_counted():
+    options = [{"id": n, "text": str(n)} for n in range(2)]
+    answers = [("ignore", []), ("reject", [0]), ("accept", []), ("accept", [0, 1]), ("accept", [0])]
+    rows = [{"text": "Q", "options": options, "answer": answer, "accept": accept} for answer, accept in answers]
+    assert sentences(to_examples(rows).dropped) == {"without a judgement": 4}
+    assert [example.row for example in to_examples(rows).examples] == [4]
+    numbers = [{"prompt": "Q", "completion": "x", "rating": rating} for rating in (True, 3)]
+    assert sentences(to_examples(numbers).dropped) == {"without a label that is true or false": 1}
 
 
 def test_the_prompt_is_shared_turns_and_never_shared_characters():

@@ -21,7 +21,8 @@ def test_every_reason_has_words_for_its_details(reason: Reason) -> None:
     assert "{" not in str(cause)
     assert reason.remedy and not reason.remedy.endswith(".")
     # What a limit decides is remedied by the limit.
-    assert reason.length == ("data.max_length" in reason.remedy) == (reason.remedy != CORRECT)
+    assert reason.length == ("data.max_length" in reason.remedy)
+    assert (reason.remedy != CORRECT) == (reason.length or reason in (Reason.TEMPLATE_REWRITES, Reason.NOT_JSON))
 
 
 def test_details_tell_causes_apart() -> None:

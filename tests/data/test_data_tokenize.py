@@ -1,7 +1,9 @@
 """Seams between prompt and completion, end-of-turn tokens, chat templates, truncation."""
 
 import copy
+import json
 
+import numpy as np
 import pytest
 from skipped import sentences
 
@@ -13,6 +15,7 @@ from prefopt.data import (
     LabelledExample,
     PairExample,
     PromptExample,
+    prepare_dataset,
     render_prompt,
 )
 from prefopt.data.reasons import SkipRow
@@ -158,16 +161,109 @@ def test_turns_without_weight_do_not_count(make):
         assert "good dog" in make(name).decode(ids)
 
 
-def test_a_template_that_rewrites_earlier_turns_drops_the_row(make):
+def test_a_template_that_rewrites_earlier_turns(make):
     rows = [
         DemonstrationExample([u("Hi")], TALK),
         DemonstrationExample([u("Hi")], TALK[:1]),
-        DemonstrationExample([u("Hi"), u("there")], TALK[:1]),
+        PairExample([u("Hi")], TALK, TALK[:1]),
     ]
     made = tokenize(rows, make("qwen3"), SETTINGS, 200)
     assert sentences(made.dropped) == {"whose earlier turns the chat template rewrites": 1}
-    refused = tokenize(rows[2:], make("llama2"), SETTINGS, 200)
+    # Every answer is learned behind the text that the model sees when it writes it.
+    assert (made.split, made.added, [each.id for each in made.examples]) == (1, 1, [0, 1, 2])
+    behind = [([u("Hi")], TALK[:1]), ([u("Hi"), *TALK[:2]], TALK[2:])]
+    for example, (prompt, answer) in zip(made.examples, behind, strict=False):
+        head, ids, _ = complete(make("qwen3"), prompt, answer)
+        assert (example.prompt.tolist(), example.completions[0].tolist()) == (head, ids)
+    refused = tokenize([DemonstrationExample([u("Hi"), u("there")], TALK[:1])], make("llama2"), SETTINGS, 200)
     assert sentences(refused.dropped) == {"which the chat template refuses (roles must alternate)": 1}
+
+
+def test_a_conversation_that_is_split_is_counted_by_its_answers(make):
+    rows = [{"messages": [u("Hi"), *TALK]}, {"messages": [u("Hi"), *TALK[:1]]}]
+    data = prepare_dataset(rows, "demonstrations", make("qwen3"))
+    assert data.audit.lines()[0] == "demonstrations: 3 read, 3 kept, none dropped"
+    assert [each.row for each in data.examples] == [0, 0, 1]
+    assert any(note.startswith("1 conversations read as 2 examples, one for each answer") for note in data.notes)
+
+
+def test_a_template_that_ends_the_whole_text_with_eos(make):
+    """Phi-3: the end of a turn is a token of its own, and EOS stands behind the last turn only."""
+    closing = make("own")(make("chatml").chat_template + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}")
+    for completion in (TALK, TALK[:1]):
+        example = PairExample([u("Hi")], completion, [a("no")])
+        (made,) = tokenize([example], closing, SETTINGS, 200).examples
+        turns = [turn["content"] for turn in completion if turn["role"] == "assistant"]
+        end = "<|im_end|>"
+        assert counted(closing, made.completions[0].tolist(), made.mask(0)) == "|".join(
+            [turn + end for turn in turns[:-1]] + [turns[-1] + end + "\n<|endoftext|>"]
+        )
+
+
+# ---- the start of an answer ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["chatml", "generation", "llama2", "qwen3", "plain", "bos"])
+def test_a_prompt_that_ends_in_the_start_of_an_answer_is_continued(make, name):
+    tokenizer = make(name)
+    for method in ("completion", "demonstration"):
+        head, ids, mask = complete(tokenizer, [u("Hi"), a("good")], [a(" dog")], method)
+        whole, answer, _ = complete(tokenizer, [u("Hi")], [a("good dog")], method)
+        assert tokenizer.decode(head + ids) == tokenizer.decode(whole + answer)
+        assert counted(tokenizer, ids, mask).startswith(" dog")
+        assert head == Encoder(tokenizer, SETTINGS).prompt([u("Hi"), a("good")]).tolist()
+        assert tokenizer.decode(head).endswith("good")
+
+
+def test_starts_that_cannot_be_continued(make):
+    call = a("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {}}}])
+    rows = [PairExample([u("Hi"), call], [a("x")], [a("y")]), PairExample([a("Hi")], [a("x")], [a("y")])]
+    assert sentences(tokenize(rows, make("chatml"), SETTINGS, 200).dropped) == {
+        "whose prompt ends in a tool call without a result": 1,
+        "without a prompt": 1,
+    }
+    # The generation prompt opens a block that the template does not write before an answer.
+    thinking = tokenize([PairExample([u("Hi"), a("good")], [a("x")], [a("y")])], make("own")(THINKING), SETTINGS, 200)
+    assert sentences(thinking.dropped) == {
+        "whose answer the chat template does not write after its own generation prompt": 1
+    }
+
+
+# ---- arguments for the template --------------------------------------------------------------------------------------
+
+THINK = {"enable_thinking": True}
+NO_THINK = {"enable_thinking": False}
+
+
+@pytest.mark.parametrize("given", [NO_THINK, json.dumps(NO_THINK), str(NO_THINK), {**NO_THINK, "other": None}])
+def test_a_row_brings_arguments_for_the_template(make, given):
+    rows = [
+        {"prompt": [u("Hi")], "chosen": "x", "rejected": "y", "chat_template_kwargs": value}
+        for value in (given, None, {})
+    ]
+    for settings, others in (({}, THINK), ({"template_args": THINK}, THINK), ({"template_args": NO_THINK}, NO_THINK)):
+        data = prepare_dataset(rows, "pairs", make("qwen3"), settings)
+        for example, arguments in zip(data.examples, (NO_THINK, others, others), strict=True):
+            head, ids, _ = complete(make("qwen3"), [u("Hi")], [a("x")], template_args=arguments)
+            assert (example.prompt.tolist(), example.completions[0].tolist()) == (head, ids)
+        assert "chat_template_kwargs of 1 rows: 'enable_thinking' is used" in data.notes
+    prompts = prepare_dataset(rows[:1], "prompts", make("qwen3"))
+    assert make("qwen3").decode(prompts[0].prompt).endswith("</think>\n\n")
+
+
+def test_arguments_that_the_template_does_not_read_are_said(make):
+    own = {"chat_template": "x", "tokenize": True, "enable_thinkin": False}
+    row = {"prompt": [u("Hi")], "chosen": "x", "rejected": "y"}
+    for name in ("qwen3", "plain"):
+        data = prepare_dataset([{**row, "chat_template_kwargs": own}], "pairs", make(name))
+        for argument in own:
+            words = f"chat_template_kwargs of 1 rows: {argument!r} is not read by the chat template, and not used"
+            assert words in data.notes
+        assert np.array_equal(data[0].prompt, prepare_dataset([row], "pairs", make(name))[0].prompt)
+    made = tokenize(
+        [PairExample([u("Hi")], "x", "y", columns={"chat_template_kwargs": [1]})], make("qwen3"), SETTINGS, 99
+    )
+    assert sentences(made.dropped) == {"whose 'chat_template_kwargs' is no mapping of names to values": 1}
 
 
 THINKING = (
