@@ -52,6 +52,14 @@ if TYPE_CHECKING:
     from prefopt.rewards.reward import Ensemble as Ensemble
     from prefopt.rewards.reward import make_reward as make_reward
     from prefopt.rewards.reward_model import RewardModel as RewardModel
+    from prefopt.rollouts import AdvantageEstimator as AdvantageEstimator
+    from prefopt.rollouts import Group as Group
+    from prefopt.rollouts import KLPenalty as KLPenalty
+    from prefopt.rollouts import KLShapedEstimator as KLShapedEstimator
+    from prefopt.rollouts import Rollout as Rollout
+    from prefopt.rollouts import RolloutProcessor as RolloutProcessor
+    from prefopt.rollouts import Selection as Selection
+    from prefopt.rollouts import example_of as example_of
     from prefopt.rollouts.generator import GenerationSettings as GenerationSettings
     from prefopt.training.trainer import Trainer as Trainer
     from prefopt.training.watch import Watch as Watch
@@ -60,6 +68,7 @@ __version__ = VERSION
 
 _HOME = {
     "About": "prefopt.core.needs",
+    "AdvantageEstimator": "prefopt.rollouts",
     "Algorithm": "prefopt.algorithms.algorithm",
     "Completions": "prefopt.core.batches",
     "DataError": "prefopt.core.errors",
@@ -68,7 +77,10 @@ _HOME = {
     "Ensemble": "prefopt.rewards.reward",
     "Evidence": "prefopt.core.evidence",
     "GenerationSettings": "prefopt.rollouts.generator",
+    "Group": "prefopt.rollouts",
     "Judge": "prefopt.rewards.judge",
+    "KLPenalty": "prefopt.rollouts",
+    "KLShapedEstimator": "prefopt.rollouts",
     "Labelled": "prefopt.core.batches",
     "Loss": "prefopt.core.loss",
     "ModelError": "prefopt.core.errors",
@@ -83,7 +95,10 @@ _HOME = {
     "Ranked": "prefopt.core.batches",
     "Recipe": "prefopt.core.recipe",
     "RewardModel": "prefopt.rewards.reward_model",
+    "Rollout": "prefopt.rollouts",
+    "RolloutProcessor": "prefopt.rollouts",
     "Rollouts": "prefopt.core.batches",
+    "Selection": "prefopt.rollouts",
     "State": "prefopt.core.loss",
     "Term": "prefopt.core.loss",
     "TokenLogps": "prefopt.core.batches",
@@ -91,6 +106,7 @@ _HOME = {
     "UsageError": "prefopt.core.errors",
     "Watch": "prefopt.training.watch",
     "algorithms": "prefopt.algorithms",
+    "example_of": "prefopt.rollouts",
     "explain": "prefopt.algorithms.listing",
     "get_algorithm": "prefopt.algorithms.algorithm",
     "get_objective": "prefopt.objectives",

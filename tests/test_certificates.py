@@ -16,9 +16,10 @@ from prefopt.core.needs import Needs
 from prefopt.core.registry import REGISTRY, Entry
 from prefopt.verify.cases import Draw, Seeded, Source, draw
 from prefopt.verify.contract import CONTRACT, finite, reward
+from prefopt.verify.gradients import differences
 from prefopt.verify.hyperparameters import draw_objective
 from prefopt.verify.mathematics import check_gradient, check_value
-from prefopt.verify.probes import declared, gradcheck, hyperparameters_act, same_loss
+from prefopt.verify.probes import declared, hyperparameters_act, same_loss
 from prefopt.verify.results import Outcome
 from prefopt.verify.search import Trial, corners, sample, search, trial
 
@@ -65,8 +66,8 @@ CASES = {
     "gradient float64": Case(by_reference(check_gradient, torch.float64), longest=6, several=2),
     "gradient float32": Case(by_reference(check_gradient, torch.float32), longest=6, several=2, few=True),
     # Along every entry; of a thousand batches along one direction in each.
-    "gradcheck": Case(
-        gradcheck, cheaper=partial(gradcheck, fast=True), regime="ordinary", longest=4, rows=2, seeded=True
+    "gradient of the value": Case(
+        differences, cheaper=partial(differences, fast=True), regime="ordinary", longest=4, rows=2, seeded=True
     ),
     "reward": Case(reward),
     "finite float32": Case(lambda one: finite(one, torch.float32), regime="extreme", longest=6),

@@ -1,6 +1,7 @@
 """The named assemblies: an objective, where its examples come from, and a recipe of training arguments."""
 
 import dataclasses
+import inspect
 import itertools
 import re
 from collections.abc import Mapping
@@ -13,11 +14,12 @@ from prefopt.core import registry
 from prefopt.core.batches import Pairs, Rollouts
 from prefopt.core.errors import UsageError, did_you_mean
 from prefopt.core.evidence import Evidence
+from prefopt.core.importing import is_target, load_module, no_such_name
 from prefopt.core.labels import sources_of
 from prefopt.core.needs import About
 from prefopt.core.objective import Combined, Objective, describe
 from prefopt.core.recipe import DEFAULTS, Range, Recipe
-from prefopt.core.settings import check_parameter, refuse_unknown
+from prefopt.core.settings import check_parameter, read_settings, refuse_unknown
 from prefopt.objectives import get_objective, names
 from prefopt.rollouts.processor import RolloutProcessor
 from prefopt.rollouts.rollout import MIXTURE, REFERENCE
@@ -117,22 +119,61 @@ def get_algorithm(name: str | Objective, **hyperparameters: Any) -> Algorithm:
         >>> get_algorithm("dpo(beta=0.05) + 0.2*sft")
         >>> get_algorithm("ppo", kl_coef=0.1, passes=2)
         >>> get_algorithm("online", objective="ipo", tau=0.05)
+        >>> get_algorithm("my_paper.py:ODPO", alpha=0.5)
 
     Raises:
-        UsageError: an unknown or ambiguous name, an unknown hyperparameter, or a value out of bounds.
+        UsageError: an unknown or ambiguous name, a file that cannot be loaded, an unknown hyperparameter, or a value
+            out of bounds.
     """
     if isinstance(name, Objective):
         if hyperparameters:
             raise UsageError(f"this objective has its hyperparameters already: leave {', '.join(hyperparameters)} out.")
         return _assembled(name, name.name or type(name).__name__)
+    if is_target(name):
+        return _from_file(name, hyperparameters)
     online = assemblies()
     name = ALIASES.get(name, name)
     return _online(online[name], hyperparameters) if name in online else _offline(name, hyperparameters)
 
 
+def _from_file(text: str, given: dict[str, Any]) -> Algorithm:
+    """What ``FILE.py:NAME`` or ``module:NAME`` names: an objective, a rollout processor, or an algorithm.
+
+    The name is that of a class or an object in the file, or one under which the file registers something.
+    """
+    online = assemblies()
+    module, name = load_module(text, "algorithm")
+    own = {key: one for key, one in online.items() if one.module == module.__name__}
+    thing = getattr(module, name, None)
+    if thing is None:
+        registered = [key for key, entry in registry.REGISTRY.items() if entry.cls.__module__ == module.__name__]
+        if name not in (*own, *registered):
+            raise no_such_name(text, "algorithm", module, [*own, *registered])
+        return get_algorithm(name, **given)
+    if isinstance(thing, (Algorithm, Objective)):
+        if given:
+            raise UsageError(f"{text} has its hyperparameters already: leave {', '.join(given)} out.")
+        return thing if isinstance(thing, Algorithm) else get_algorithm(thing)
+    if inspect.isclass(thing) and issubclass(thing, Objective):
+        objective = read_settings(thing, given, thing.name or name, noun="hyperparameter")
+        return _assembled(objective, objective.name or name)
+    made = [one for one in own.values() if one.processor is thing]
+    if len(made) == 1:
+        return _online(made[0], given)
+    if made:
+        raise UsageError(
+            f"{text} serves several algorithms: write {text.rpartition(':')[0]}:NAME with one of "
+            f"{', '.join(one.name for one in made)}."
+        )
+    hint = " Put @prefopt.register_algorithm above it." if inspect.isclass(thing) else ""
+    if inspect.isfunction(thing):
+        hint = " `prefopt verify` compares a function with a loss; to train, write it as an Objective."
+    raise UsageError(f"{text} is neither an Objective nor a registered algorithm.{hint}")
+
+
 def _online(online: Assembly, given: dict[str, Any]) -> Algorithm:
     name = online.name
-    objective = get_objective(_objective_of(online, given))
+    objective = _objective_of(online, given)
     made, read = online.processor.batch, objective.needs.batch
     if not made.offers(read):
         raise UsageError(
@@ -163,15 +204,16 @@ def _online(online: Assembly, given: dict[str, Any]) -> Algorithm:
     )
 
 
-def _objective_of(online: Assembly, given: dict[str, Any]) -> str:
-    """The text of the objective; the user's where the algorithm takes any pairwise one."""
+def _objective_of(online: Assembly, given: dict[str, Any]) -> Objective:
+    """The objective; the user's where the algorithm takes any pairwise one."""
     name = online.name
     if online.objective is not None:
         if "objective" in given:
             raise UsageError(f"{name} has an objective of its own; `online` takes any pairwise one.")
-        return online.objective
-    text = given.get("objective", "dpo")
-    chosen = text if isinstance(text, Objective) else get_objective(text)
+        return get_objective(online.objective)
+    chosen = given.get("objective", "dpo")
+    if not isinstance(chosen, Objective):
+        chosen = _from_file(chosen, {}).objective if is_target(chosen) else get_objective(chosen)
     if chosen.needs.batch is not Pairs or chosen.needs.rewards:
         kind = "a reward model's" if chosen.needs.rewards else f"on {chosen.needs.batch.kind}"
         raise UsageError(
@@ -181,7 +223,7 @@ def _objective_of(online: Assembly, given: dict[str, Any]) -> str:
     missing = sorted(set(chosen.needs.labels) - set(sources_of("scores", Pairs.kind)))
     if missing:
         raise UsageError(f"{name}: objective={describe(chosen)!r} needs {', '.join(missing)}, which no reward gives.")
-    return describe(chosen)
+    return chosen
 
 
 def _offline(text: str, hyperparameters: dict[str, Any]) -> Algorithm:

@@ -1,12 +1,14 @@
 """What an online algorithm is made of, and its registration: prefopt's own and other packages' in the same way."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, TypeVar
 
 from prefopt import objectives
 from prefopt.core import registry
-from prefopt.core.batches import Rollouts
+from prefopt.core.batches import Batch, Rollouts
 from prefopt.core.errors import UsageError
 from prefopt.core.evidence import Evidence
 from prefopt.core.labels import LABELS
@@ -35,7 +37,10 @@ class CriticSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """An online algorithm before its hyperparameters are chosen. See `register_algorithm` for the attributes."""
+    """An online algorithm before its hyperparameters are chosen. See `register_algorithm` for the attributes.
+
+    ``module`` is the name of the module that registered it.
+    """
 
     name: str
     processor: type[RolloutProcessor]
@@ -47,21 +52,30 @@ class Assembly:
     critic: bool = False
     generation: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    module: str = ""
 
     @property
     def about(self) -> About:
-        """The paper: the algorithm's own, or that of its objective."""
-        return self.stated or objectives.get_objective(self.objective).about
+        """The paper: the algorithm's own, or that of its objective if the two have one name."""
+        if self.stated is not None:
+            return self.stated
+        of_loss = objectives.get_objective(self.objective)
+        if of_loss.name == self.name:
+            return of_loss.about
+        return About(title="no paper declared", year=0, formula=of_loss.about.formula)
 
 
 ASSEMBLIES: dict[str, Assembly] = {}
 ALIASES: dict[str, str] = {}
 
 
+P = TypeVar("P", bound=type)
+
+
 def register_algorithm(
     name: str,
     *,
-    processor: type[RolloutProcessor],
+    processor: type[RolloutProcessor] | None = None,
     objective: str | None,
     about: About | None = None,
     recipe: Recipe = ONLINE_DEFAULTS,
@@ -70,16 +84,17 @@ def register_algorithm(
     critic: bool = False,
     generation: Mapping[str, Any] | None = None,
     aliases: tuple[str, ...] = (),
-) -> None:
+) -> Callable[[P], P]:
     """Make an online algorithm known under a name: where its examples come from, its loss, and how it is trained.
 
-    Another package calls this in a module that it names under the entry point group ``prefopt.algorithms``.
+    It may be called with a ``processor``, or stand above the class of one as a decorator. Another package does that in
+    a module that it names under the entry point group ``prefopt.algorithms``.
 
     Args:
         name: The name of the algorithm.
         processor: The class that makes training examples of sampled completions; its fields are hyperparameters.
         objective: The loss as text, such as ``"dpo"`` or ``"ppo + 0.1*sft"``; None if the user names a pairwise one.
-        about: The paper. By default that of the objective.
+        about: The paper. By default that of an objective of the same name; of another one, only the formula.
         recipe: The way to train it. A batch counts prompts, of which each has several completions.
         evidence: What speaks for the examples being the paper's. Evidence for the loss belongs to the objective.
         schedule: How often a rollout is used, where that is not the default: fields of the schedule by name.
@@ -87,29 +102,60 @@ def register_algorithm(
         generation: Generation settings that are not the default, by name.
         aliases: Other names of the very same algorithm.
 
+    Returns:
+        The decorator, which returns the class as it is.
+
     Raises:
-        UsageError: The name or an alias is taken, or the schedule has no such field.
+        UsageError: The name or an alias is taken, the schedule has no such field, or the processor is none.
     """
     objectives.load_own()
     _check_schedule(name, schedule or {})
-    _claim(name, objective)
-    for alias in aliases:
-        _claim(alias, None)
     if objective is None and about is None:
         raise UsageError(f"the algorithm {name!r} has no objective whose paper it could name: pass about=.")
-    ASSEMBLIES[name] = Assembly(
-        name=name,
-        processor=processor,
-        objective=objective,
-        stated=about,
-        recipe=recipe,
-        evidence=evidence,
-        schedule=dict(schedule or {}),
-        critic=critic,
-        generation=dict(generation or {}),
-        aliases=aliases,
-    )
-    ALIASES.update(dict.fromkeys(aliases, name))
+    # By whom: the same module may register the same name again, as a cell of a notebook does.
+    by = sys._getframe(1).f_globals.get("__name__", "")
+
+    def decorate(cls: P) -> P:
+        _check_class(name, cls)
+        _claim(name, objective, by)
+        for alias in aliases:
+            _claim(alias, None, by)
+        ASSEMBLIES[name] = Assembly(
+            name=name,
+            processor=cls,
+            objective=objective,
+            stated=about,
+            recipe=recipe,
+            evidence=evidence,
+            schedule=dict(schedule or {}),
+            critic=critic,
+            generation=dict(generation or {}),
+            aliases=aliases,
+            module=by,
+        )
+        ALIASES.update(dict.fromkeys(aliases, name))
+        return cls
+
+    if processor is not None:
+        decorate(processor)
+    return decorate
+
+
+def _check_class(name: str, cls: Any) -> None:
+    """Refuse what cannot be a rollout processor, where it is registered."""
+    if not inspect.isclass(cls):
+        raise UsageError(f"the algorithm {name!r}: {cls!r} is no class of rollout processors.")
+    loose = [key for key, value in vars(cls).items() if isinstance(value, Field)]
+    if not is_dataclass(cls) or loose:
+        raise UsageError(
+            f"the algorithm {name!r}: decorate {cls.__name__} with @dataclass(frozen=True, kw_only=True), below "
+            "@register_algorithm; its fields are hyperparameters."
+        )
+    batch = getattr(cls, "batch", None)
+    if not inspect.isclass(batch) or not issubclass(batch, Batch):
+        raise UsageError(
+            f"the algorithm {name!r}: {cls.__name__} does not say what it makes, such as batch: ClassVar[type] = Pairs."
+        )
 
 
 def _check_schedule(name: str, schedule: Mapping[str, Any]) -> None:
@@ -120,9 +166,12 @@ def _check_schedule(name: str, schedule: Mapping[str, Any]) -> None:
     UpdateSchedule(**schedule)
 
 
-def _claim(name: str, objective: str | None) -> None:
+def _claim(name: str, objective: str | None, by: str) -> None:
     if name in ASSEMBLIES or name in ALIASES:
-        holder = ASSEMBLIES[ALIASES.get(name, name)].processor
+        taken = ASSEMBLIES[ALIASES.get(name, name)]
+        if taken.module == by:
+            return
+        holder = taken.processor
         raise UsageError(
             f"an algorithm named {name!r} is registered already, with {holder.__name__}; choose another name."
         )

@@ -7,12 +7,19 @@ from prefopt.algorithms import assembly
 from prefopt.algorithms.algorithm import Algorithm, all_names, get_algorithm
 from prefopt.algorithms.card import Card, Hyperparameter
 from prefopt.core import registry
+from prefopt.core.console import say
 from prefopt.core.evidence import Evidence
 
 
 def all_cards() -> dict[str, Card]:
-    """The cards of all algorithms, those of plug-ins included."""
-    return {name: describe(get_algorithm(name)) for name in all_names()}
+    """The cards of all algorithms, those of plug-ins included. One that cannot be made is named and left out."""
+    cards = {}
+    for name in all_names():
+        try:
+            cards[name] = describe(get_algorithm(name))
+        except Exception as error:  # of a plug-in: a loss that is not there, for one
+            say(f"the algorithm {name!r} cannot be used and is left out: {' '.join(str(error).split())}")
+    return cards
 
 
 def describe(algorithm: Algorithm) -> Card:
@@ -39,7 +46,13 @@ def describe(algorithm: Algorithm) -> Card:
 
 def docstrings(algorithm: Algorithm) -> list[str]:
     """The docstrings of the classes that a card names."""
-    return [inspect.getdoc(cls) or "" for cls in _documented(algorithm)]
+    return [_own_docstring(cls) for cls in _documented(algorithm)]
+
+
+def _own_docstring(cls: type) -> str:
+    """What a class says of itself: neither what its base says, which is about another loss, nor a signature."""
+    text = inspect.cleandoc(vars(cls).get("__doc__") or "")
+    return "" if text.startswith(f"{cls.__name__}(") else text
 
 
 def _documented(algorithm: Algorithm) -> list[type]:
@@ -56,7 +69,8 @@ def _evidence(algorithm: Algorithm) -> tuple[str, ...]:
     if not algorithm.online:
         return tuple(map(_line, algorithm.evidence))
     of_loss = registry.evidence_of(type(algorithm.objective))
-    return (*map(_line, algorithm.evidence), *(f"of the loss {algorithm.objective.name}: {_line(e)}" for e in of_loss))
+    own = map(_line, algorithm.evidence) if algorithm.evidence else ["of the examples: none declared"]
+    return (*own, *(f"of the loss {algorithm.objective.name}: {_line(e)}" for e in of_loss))
 
 
 def _line(evidence: Evidence) -> str:

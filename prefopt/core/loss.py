@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prefopt.core.errors import UsageError, did_you_mean
+
 State = Mapping[str, Tensor]
 """What an objective remembers or has observed: a few named tensors."""
 
@@ -44,6 +46,17 @@ class Loss(NamedTuple):
         return self.reduce(self.counts)
 
     def reduce(self, denominators: Mapping[str, float]) -> Float[Tensor, ""]:
-        """Σ_terms weight · Σ values / denominators[per]; a count of zero counts as one."""
+        """Σ_terms weight · Σ values / denominators[per]; a count of zero counts as one.
+
+        Raises:
+            UsageError: A term is averaged over a unit that the batch does not count.
+        """
+        for name, term in self.terms.items():
+            if term.per not in denominators:
+                near = did_you_mean(str(term.per), denominators)
+                raise UsageError(
+                    f"the term {name!r} is averaged per {term.per!r}, which its batch does not count.{near} "
+                    f"It counts {', '.join(denominators)}."
+                )
         parts = [term.weight * term.values.sum() / max(denominators[term.per], 1) for term in self.terms.values()]
         return torch.stack(parts).sum()

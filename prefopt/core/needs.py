@@ -3,6 +3,12 @@
 from dataclasses import dataclass
 
 from prefopt.core.batches import Batch
+from prefopt.core.errors import UsageError, did_you_mean
+
+OBSERVED = ("mismatched", "rows")
+"""What an objective may see of the whole step."""
+STATISTICS = ("kl", "log_sum_p2")
+"""Per-token statistics that can be scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +26,9 @@ class Needs:
         observes: what it must see of the whole step before any loss is computed, a name or a set of names.
             ``"mismatched"``: completions scored after another prompt (KTO); ``"rows"``: the policy's own log-probs
             of the step (BCO). Always a set when read: ``"rows" in needs.observes``.
+        detaches: what the gradient holds constant although the value depends on it, each a noun phrase, one or
+            several: ``"the weights"``. Whatever `terms` detaches, and whatever `prepare` makes of the log-probs,
+            is declared here, unless the gradient is that of the value all the same. Always a tuple when read.
         labels: label columns of the batch that it reads and that a dataset may lack (``"chosen_score"`` ...).
         optional: label columns that it reads where the batch has them.
         singles: True where a ranking of a single completion says something to it: it reads ratings, not the order.
@@ -35,6 +44,7 @@ class Needs:
     rewards: bool = False
     values: bool = False
     observes: str | frozenset[str] = frozenset()
+    detaches: str | tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     singles: bool = False
@@ -43,6 +53,13 @@ class Needs:
     def __post_init__(self) -> None:
         if isinstance(self.observes, str):
             object.__setattr__(self, "observes", frozenset({self.observes}))
+        if isinstance(self.detaches, str):
+            object.__setattr__(self, "detaches", (self.detaches,))
+        for field, given, known in (("observes", self.observes, OBSERVED), ("statistics", self.statistics, STATISTICS)):
+            for name in given:
+                if name not in known:
+                    near = did_you_mean(name, known)
+                    raise UsageError(f"Needs({field}={name!r}): choose {' or '.join(map(repr, known))}.{near}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -329,6 +329,7 @@ def merge_needs(parts: tuple[Part, ...]) -> Needs:
         values=any(need.values for need in needs),
         rewards=any(need.rewards for need in needs),
         observes=frozenset().union(*(need.observes for need in needs)),
+        detaches=tuple(dict.fromkeys(what for need in needs for what in need.detaches)),
         labels=tuple(dict.fromkeys(labels)),
         singles=all(need.singles for need in needs),
         optional=tuple(dict.fromkeys(label for need in needs for label in need.optional)),

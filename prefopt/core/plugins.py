@@ -29,14 +29,14 @@ def load_plugins(group: str, *tables: MutableMapping) -> None:
         before = [dict(table) for table in tables]
         try:
             point.load()
-        except Exception as error:  # whatever it is, the other algorithms still work
+        except (Exception, SystemExit) as error:  # whatever it is, the other algorithms still work
             for table, kept in zip(tables, before, strict=True):
                 table.clear()
                 table.update(kept)
             _say_left_out(point, error)
 
 
-def _say_left_out(point: EntryPoint, error: Exception) -> None:
+def _say_left_out(point: EntryPoint, error: BaseException) -> None:
     from prefopt.core.console import say  # rich takes a while to import, and few plug-ins are broken
 
     package = f" of {point.dist.name}" if point.dist else ""

@@ -52,12 +52,11 @@ def register(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[type[O]],
     """
 
     def decorate(cls: type[O]) -> type[O]:
-        _claim(name)
+        for one in (name, *aliases):
+            _claim(one, cls)
         cls.name = name
         REGISTRY[name] = Entry(name, cls, {}, recipe_of(cls), evidence_of(cls))
-        for alias in aliases:
-            _claim(alias)
-            ALIASES[alias] = name
+        ALIASES.update(dict.fromkeys(aliases, name))
         return cls
 
     return decorate
@@ -154,9 +153,12 @@ def evidence_of(cls: type[Objective]) -> tuple[Evidence, ...]:
     return vars(cls).get("evidence", ())
 
 
-def _claim(name: str) -> None:
+def _claim(name: str, again: type[Objective] | None = None) -> None:
+    """Refuse a name that is taken, unless by the same definition that is run again, as in a notebook."""
     if name in REGISTRY or name in ALIASES:
         cls = REGISTRY[ALIASES.get(name, name)].cls
+        if again is not None and (cls.__module__, cls.__qualname__) == (again.__module__, again.__qualname__):
+            return
         raise UsageError(
             f"an objective named {name!r} is registered already, by {cls.__module__}; choose another name."
         )

@@ -79,7 +79,7 @@ class BCO(_Shifted[Labelled]):
         formula="-log σ(β s - δ) if desirable, -log σ(δ - β s) if not",
         use="Thumbs up and thumbs down on single answers; DPO's bound for data without pairs.",
     )
-    needs = Needs(batch=Labelled, reference=True, observes="rows")
+    needs = Needs(batch=Labelled, reference=True, observes="rows", detaches="the reward shift δ")
     recipe = Recipe(
         full=5e-7,
         batch=128,
@@ -126,7 +126,7 @@ class BCOPair(_Shifted[Pairs]):
         formula="-log σ(β s_w - δ) - log σ(δ - β s_l)",
         use="Pairs whose two answers should each be judged good or bad, not only compared.",
     )
-    needs = Needs(batch=Pairs, reference=True, observes="rows")
+    needs = Needs(batch=Pairs, reference=True, observes="rows", detaches="the reward shift δ")
     recipe = Recipe(
         full=5e-7,
         batch=128,

@@ -56,7 +56,7 @@ class BetaDPO(Objective[Pairs]):
         formula="-log σ(β h), β = β0 [1 + a (mean M - M0)], a fraction of outliers dropped",
         use="Pairs of uneven quality, with β following how far apart the pairs of a step are.",
     )
-    needs = Needs(batch=Pairs, reference=True, observes="rows")
+    needs = Needs(batch=Pairs, reference=True, observes="rows", detaches="β and the choice of pairs")
     recipe = Recipe(
         full=1e-6,
         batch=64,

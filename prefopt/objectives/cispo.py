@@ -1,5 +1,5 @@
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class CISPO(PolicyGradient):
         ),
         independent("verl-project/verl", "objectives/test_policy_gradient.py"),
     )
+
+    needs = replace(PolicyGradient.needs, detaches="the clipped ratio")
 
     epsilon_low: float = parameter(1.0, "1 minus the least weight", above=0, at_most=1)
     epsilon_high: float = parameter(4.0, "the greatest weight minus 1", above=0)

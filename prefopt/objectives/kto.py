@@ -56,7 +56,7 @@ class KTO(Objective[Labelled]):
         formula="λ_D (1 - σ(β(s - z0))) if desirable, λ_U (1 - σ(β(z0 - s))) if not",
         use="Thumbs up and thumbs down on single answers, also when one of the two is rare.",
     )
-    needs = Needs(batch=Labelled, reference=True, observes="mismatched")
+    needs = Needs(batch=Labelled, reference=True, observes="mismatched", detaches="the reference point z0")
     recipe = Recipe(
         full=5e-6,
         batch=64,

@@ -101,7 +101,9 @@ class TDPO2(Objective[Pairs]):
         formula="-log σ(β [h - α (K_l - sg[K_w])])",
         use="Pairs, with the divergence of rejected answers held back token by token.",
     )
-    needs = Needs(batch=Pairs, reference=True, tokens=True, statistics=frozenset({"kl"}))
+    needs = Needs(
+        batch=Pairs, reference=True, tokens=True, statistics=frozenset({"kl"}), detaches="the divergence of y_w"
+    )
     recipe = Recipe(
         full=1e-6,
         batch=64,

@@ -69,7 +69,7 @@ class WPO(Objective[Pairs]):
         formula="w_w w_l (-log σ(β h))",
         use="Pairs written by other models, weighted as if the policy had written them.",
     )
-    needs = Needs(batch=Pairs, reference=True, tokens=True, statistics=_TOKENS)
+    needs = Needs(batch=Pairs, reference=True, tokens=True, statistics=_TOKENS, detaches="the weights w(y)")
     recipe = Recipe(
         full=1e-6,
         batch=64,
@@ -112,7 +112,7 @@ class WPOWeighted(Objective[Pairs]):
         formula="w_w w_l L_base",
         use="WPO's weighting of off-policy pairs on a loss other than DPO.",
     )
-    needs = Needs(batch=Pairs, tokens=True, statistics=_TOKENS)
+    needs = Needs(batch=Pairs, tokens=True, statistics=_TOKENS, detaches="the weights w(y)")
     recipe = Recipe(
         full=1e-6,
         batch=64,
@@ -128,7 +128,8 @@ class WPOWeighted(Objective[Pairs]):
         needs = self.inner.needs
         if needs.batch is not Pairs or needs.coupled:
             raise UsageError(f"wpo_weighted: base={self.base!r} is not a loss of one pair at a time.")
-        object.__setattr__(self, "needs", replace(needs, tokens=True, statistics=needs.statistics | _TOKENS))
+        added = {"statistics": needs.statistics | _TOKENS, "detaches": (*needs.detaches, *type(self).needs.detaches)}
+        object.__setattr__(self, "needs", replace(needs, tokens=True, **added))
 
     @cached_property
     def inner(self) -> Objective:

@@ -11,6 +11,7 @@ from prefopt.rollouts.advantage_estimators import (
     DynamicSampling,
     Gae,
     GroupRelative,
+    KLShapedEstimator,
     LeaveOneOut,
     Plain,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "Group",
     "GroupRelative",
     "KLPenalty",
+    "KLShapedEstimator",
     "LeaveOneOut",
     "Mixture",
     "Plain",

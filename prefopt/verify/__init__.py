@@ -6,15 +6,13 @@ Example:
     >>> print(verify(loss, as_="dpo"))
 
 `batches` gives Hypothesis strategies of batches of any kind, `search` runs a check over them and shrinks what fails,
-`CONTRACT` holds the checks that every objective must pass, `optimum` finds where a loss drives a policy, and `mutants`
-makes small wrong versions of an objective.
+`CONTRACT` holds the checks that every objective must pass, and `optimum` finds where a loss drives a policy.
 """
 
 from prefopt.verify.cases import Seeded, draw, draws
 from prefopt.verify.command import main_verify
 from prefopt.verify.contract import CONTRACT
 from prefopt.verify.mathematics import Reference
-from prefopt.verify.mutate import mutants
 from prefopt.verify.optimum import World, minimise, optimum
 from prefopt.verify.report import Report
 from prefopt.verify.results import Finding, Outcome
@@ -35,7 +33,6 @@ __all__ = [
     "draws",
     "main_verify",
     "minimise",
-    "mutants",
     "optimum",
     "search",
     "strategy",

@@ -7,7 +7,7 @@ side          ``chosen``, ``w``, ``win``, ``winner``, ``preferred``, ``pos`` or 
               ``loser``, ``dispreferred``, ``neg``; none for losses of one completion
 model         ``ref``, ``reference``; otherwise the policy
 what          ``length``, ``lengths``, ``len``; ``mask``; ``score``, ``scores``, ``reward``, ``rewards``; otherwise
-              log-probabilities
+              log-probabilities, or what a reward model gives for the losses that train one
 the rest      a label that the objective reads, such as ``preference``, ``desirable`` or ``labels`` (true for
               desirable), by its name in `prefopt.core.labels`; ``z0`` or ``kl``, ``delta``; one parameter named
               ``batch`` or ``pairs`` gets the container itself
@@ -63,12 +63,14 @@ class Adapted:
         getters: where each of its parameters comes from.
         hyperparameters: its parameters that are hyperparameters of the objective, by the objective's name for them.
         tokens: whether it takes per-token values with masks.
+        takes_state: whether it takes what is known of the whole step (KTO's z0), instead of working that out itself.
     """
 
     function: Callable[..., Any]
     getters: Mapping[str, Getter]
     hyperparameters: Mapping[str, str]
     tokens: bool
+    takes_state: bool
 
     def __call__(self, objective: Objective, batch: Batch, state: State) -> Tensor:
         arguments = {name: get(batch, state) for name, get in self.getters.items()}
@@ -115,7 +117,8 @@ def adapt(function: Callable[..., Any], objective: Objective) -> Adapted:
                 f"cannot tell what the parameter {name!r} of {_name(function)} should get; rename it as "
                 "prefopt.verify.adapters describes, give it a default, or wrap the function."
             )
-    return Adapted(function, getters, hyperparameters, tokens)
+    takes_state = any(STATE.get(name, name) in state for name in getters)
+    return Adapted(function, getters, hyperparameters, tokens, takes_state)
 
 
 def _words(name: str) -> set[str]:
@@ -145,6 +148,8 @@ def _getter(name: str, objective: Objective, tokens: bool, state: set[str]) -> G
     if words & SCORE and f"{side}_score" in needs.labels:
         return lambda batch, _: getattr(batch, f"{side}_score")
     what = "lengths" if words & LENGTH else "mask" if "mask" in words else None
+    if what is None and needs.rewards and words & (LOGPS | CHOSEN | REJECTED | SCORE):
+        what = "rewards"
     if what is None and not words & (LOGPS | CHOSEN | REJECTED):
         return None
     what = what or ("ref_logps" if words & REFERENCE else "logps")
@@ -163,7 +168,7 @@ def _means(words: set[str], label: Label) -> bool:
 
 
 def _column(completions: Completions, what: str, tokens: bool) -> Tensor:
-    if what == "mask" or (tokens and what != "lengths"):
+    if what == "mask" or (tokens and what not in ("lengths", "rewards")):
         return getattr(completions.tokens, what)
     return getattr(completions, what)
 

@@ -1,7 +1,7 @@
 """What every objective must keep to, whatever its mathematics: each check takes a trial and returns an outcome."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from prefopt.core.batches import Batch, Completions, Rollouts, TokenLogps
 from prefopt.core.counts import global_counts
 from prefopt.core.labels import Axis, labels_of, optional_labels
 from prefopt.core.objective import Objective
-from prefopt.verify.evaluation import Evaluation, evaluate, loss_of, state_of
+from prefopt.verify.evaluation import Evaluation, evaluate, loss_of, observed_of, state_of
 from prefopt.verify.leaves import leaves, size, take, with_leaves
 from prefopt.verify.results import PASSED, Outcome, holds
 from prefopt.verify.search import Trial
@@ -37,6 +37,44 @@ def permutation(one: Trial) -> Outcome:
     return _same_loss(one.objective, batch, _loss(one.objective, take(batch, order)), "the order of rows matters")
 
 
+def phases(one: Trial) -> Outcome:
+    """What the step shows to `prepare`, and what `prepare` makes of it, is what a trainer gives and can keep."""
+    objective, batch = one.objective, one.objective.view(one.batch()).detach()
+    observes, shown = objective.needs.observes, objective.observe(batch)
+    if shown and not observes:
+        return holds(
+            False, f"observe shows {_names(shown)}, but a trainer asks only where needs says so: Needs(observes='rows')"
+        )
+    if observes and not shown:
+        return holds(False, f"needs says that {_names(observes)} is observed, and observe shows nothing")
+    for name, values in shown.items():
+        if not isinstance(values, Tensor) or values.ndim == 0:
+            return holds(False, f"observe shows {name!r} as one number: it must be a tensor with one value per row")
+    if observes == {"mismatched"}:
+        # A trainer does not score the rows themselves for this.
+        rows = Completions.unscored(batch.completions.lengths)
+        alone = objective.observe(dataclasses.replace(batch, completions=rows, ids=None))
+        if any(not torch.equal(values, alone[name]) for name, values in shown.items()):
+            return holds(False, "observe reads the rows, and needs says that mismatched completions alone are observed")
+    initial = objective.init_state()
+    try:
+        state = objective.prepare(initial, shown)
+    except KeyError as error:
+        return holds(False, f"prepare asks for {error}, which neither observe shows nor init_state has")
+    for name, value in {**initial, **state}.items():
+        if name not in state:
+            return holds(False, f"prepare loses {name!r} of the state that init_state declares")
+        if not isinstance(value, Tensor):
+            return holds(False, f"the state {name!r} is a {type(value).__name__}, and must be a tensor")
+        if name in initial and value.shape != initial[name].shape:
+            return holds(False, f"prepare changes the shape of the state {name!r}")
+    return PASSED
+
+
+def _names(what: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(what)))
+
+
 def micro_batches(one: Trial) -> Outcome:
     """Accumulating over micro-batches, down to single examples, gives the loss of the whole step.
 
@@ -47,7 +85,7 @@ def micro_batches(one: Trial) -> Outcome:
         return PASSED
     for parts in (size(batch), 2):
         split = [_part(batch, chunk, i) for i, chunk in enumerate(torch.arange(size(batch)).chunk(parts))]
-        observed = [objective.observe(part.detach()) for part in split]
+        observed = [observed_of(objective, part.detach()) for part in split]
         joined = {name: torch.cat([one_[name] for one_ in observed]) for name in observed[0]}
         state = objective.prepare(objective.init_state(), joined)
         counts = global_counts([objective.counts(part) for part in split], lambda own: own)
@@ -170,16 +208,16 @@ def pure(one: Trial) -> Outcome:
     batch = with_leaves(batch, {path: value.clone() for path, value in before.items()})
     state = dict(state_of(objective, batch))
     kept = {name: value.clone() for name, value in state.items()}
-    first, second = objective(batch, state).mean(), objective(batch, state).mean()
-    if not torch.equal(first, second):
-        return holds(False, "two calls on the same batch differ")
+    first = objective(batch, state).mean()
     for path, value in leaves(batch).items():
         if not torch.equal(value.nan_to_num(), before[path].nan_to_num()):
             return holds(False, f"{path} is changed in place")
+    if not torch.equal(first, objective(batch, state).mean()):
+        return holds(False, "two calls on the same batch differ")
     if any(not torch.equal(value, state[name]) for name, value in kept.items()):
         return holds(False, "the state is changed in place")
     initial = objective.init_state()
-    frozen = objective.prepare(initial, objective.observe(batch.detach()), frozen=True)
+    frozen = objective.prepare(initial, observed_of(objective, batch.detach()), frozen=True)
     moved = [name for name, value in initial.items() if not torch.equal(frozen[name], value)]
     return holds(not moved, f"a frozen prepare changes {', '.join(moved)}")
 
@@ -206,7 +244,10 @@ def reward(one: Trial) -> Outcome:
     """The implicit reward is one finite value per completion."""
     batch = one.objective.view(one.batch())
     parts = [value for value in vars(batch).values() if isinstance(value, Completions)]
-    rewards = [one.objective.reward(part) for part in parts]
+    try:
+        rewards = [one.objective.reward(part) for part in parts]
+    except NotImplementedError:
+        return holds(False, "it has no implicit reward: write `reward`, from which rewards and accuracies are logged")
     right = [value.shape == part.logps.shape for value, part in zip(rewards, parts, strict=True)]
     return holds(
         all(right) and all(bool(torch.isfinite(value).all()) for value in rewards),
@@ -225,6 +266,7 @@ def finite(one: Trial, dtype: torch.dtype) -> Outcome:
 
 
 CONTRACT: dict[str, Callable[[Trial], Outcome]] = {
+    "phases of a step": phases,
     "padding": padding,
     "permutation": permutation,
     "micro-batches": micro_batches,

@@ -19,7 +19,6 @@ from prefopt.core.registry import REGISTRY
 from prefopt.verify.adapters import map_completions, without_mask
 from prefopt.verify.hyperparameters import alternatives
 from prefopt.verify.leaves import size
-from prefopt.verify.mutate import mutants
 
 CLOSE = 1e-7
 
@@ -96,11 +95,6 @@ def _candidates(objective: Objective, tokens: bool) -> Iterator[Candidate]:
     yield from _of_state()
     yield from _of_hyperparameters(objective)
     yield from _of_names(objective)
-    for mutant in mutants(type(objective)):
-        yield Candidate(
-            f"in {mutant.place.removeprefix('self.')}, {mutant.change}",
-            lambda one, batch, state, cls=mutant.cls: cls(**_settings(one))(batch, state).mean(),
-        )
 
 
 def _settings(objective: Objective) -> dict:

@@ -67,7 +67,12 @@ def state_of(objective: Objective, batch: Batch) -> State:
             name: value.to(batch.rows.logps.dtype) if value.is_floating_point() else value
             for name, value in objective.init_state().items()
         }
-        return objective.prepare(initial, objective.observe(batch))
+        return objective.prepare(initial, observed_of(objective, batch))
+
+
+def observed_of(objective: Objective, batch: Batch) -> dict[str, Tensor]:
+    """What a trainer would observe of a batch: nothing, unless ``needs`` says so."""
+    return objective.observe(batch) if objective.needs.observes else {}
 
 
 def evaluate(

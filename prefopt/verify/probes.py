@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.core.batches import Batch, Completions, Ranked
+from prefopt.core.batches import Batch, Completions
 from prefopt.core.errors import UsageError
 from prefopt.core.labels import labels_of
 from prefopt.core.needs import Needs
@@ -16,11 +16,11 @@ from prefopt.core.objective import Objective
 from prefopt.core.registry import Entry
 from prefopt.objectives import get_objective
 from prefopt.verify.cases import Seeded, draw
-from prefopt.verify.evaluation import evaluate, loss_of, replayed_detach, state_of
+from prefopt.verify.evaluation import evaluate, loss_of, state_of
+from prefopt.verify.gradients import is_trained
 from prefopt.verify.hyperparameters import alternatives, backgrounds, varied
 from prefopt.verify.leaves import leaves, with_leaves
-from prefopt.verify.results import Finding, Outcome, holds
-from prefopt.verify.search import Trial
+from prefopt.verify.results import Finding
 
 SEEDS = 12
 DIFFERENT = 1e-9
@@ -163,26 +163,11 @@ def _longer(batch: Batch) -> Batch:
     return dataclasses.replace(batch, **changes)
 
 
-def gradcheck(one: Trial, *, fast: bool = False) -> Outcome:
-    """`torch.autograd.gradcheck` in float64, what the loss detaches held constant; ``fast`` along one random direction
-    of each input instead of along every entry."""
-    batch = one.batch(fill=0.0)
-    if isinstance(batch, Ranked) and batch.scores is not None:  # a tie is a jump
-        batch = dataclasses.replace(batch, scores=batch.scores + 0.01 * torch.arange(len(batch.scores)))
-    state, loss, inputs = state_of(one.objective, batch), loss_of(one.objective), leaves(batch)
-    constants: list[Tensor] = []
-    with replayed_detach(constants, replay=False):
-        loss(batch, state)
-
-    def function(*values: Tensor) -> Tensor:
-        with replayed_detach(constants, replay=True):
-            return loss(with_leaves(batch, dict(zip(inputs, values, strict=True))), state)
-
-    # Entries outside a mask have no influence, and gradcheck agrees that they have none.
-    values = [value.clone().requires_grad_() for value in inputs.values()]
-    options = {"fast_mode": fast, "check_undefined_grad": not fast, "raise_exception": False}
-    step, size = 1e-6, function(*values).abs().max().item()
-    # The digits that a large loss has lost by rounding, a difference of two of them does not have either.
-    atol = 1e-5 + 16 * torch.finfo(torch.float64).eps * size / step
-    ok = torch.autograd.gradcheck(function, values, eps=step, atol=atol, rtol=1e-4, **options)
-    return holds(bool(ok), "autograd and finite differences disagree")
+def reaches(cls: type[Objective], fixed: Mapping[str, Any]) -> Finding:
+    """Some gradient reaches what is trained."""
+    for batch in probes(cls(**fixed).needs):
+        objective = cls(**fixed)
+        found = evaluate(loss_of(objective), batch, state_of(objective, batch))
+        if any(bool(gradient.any()) for path, gradient in found.gradient.items() if is_trained(path)):
+            return Finding("a gradient", True)
+    return Finding("a gradient", False, detail="no gradient reaches the model: everything is detached or constant")

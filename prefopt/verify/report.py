@@ -19,12 +19,14 @@ class Report:
         claim: what it is held against.
         findings: one for each check.
         cause: a mistake that explains the difference, or an empty string.
+        unproved: what remains to be shown if every check passed, and how; an empty string if nothing does.
     """
 
     subject: str
     claim: str
     findings: tuple[Finding, ...]
     cause: str = ""
+    unproved: str = ""
 
     @property
     def passed(self) -> bool:
@@ -63,6 +65,8 @@ class Report:
             yield Text(_indented(self.counterexample))
         for other in others:
             yield Text(other)
+        if self.passed and self.unproved:
+            yield Text(self.unproved)
 
 
 def _indented(text: str) -> str:

@@ -110,7 +110,8 @@ def test_a_registered_algorithm_is_known_everywhere(registry: None) -> None:
     assert (algorithm.name, algorithm.online, algorithm.data_kind) == ("my_ipo", True, "prompts")
     assert (algorithm.hyperparameters["tau"], algorithm.hyperparameters["passes"]) == (0.3, 2)
     assert (algorithm.recipe.full, algorithm.generation) == (2e-6, {"n": 8})
-    assert algorithm.about == prefopt.get_objective("ipo").about
+    assert (algorithm.about.title, algorithm.about.arxiv) == ("no paper declared", "")
+    assert algorithm.about.formula == prefopt.get_objective("ipo").about.formula
     text = prefopt.explain("my_ipo")
     assert "also       ipo_of_mine" in text
     assert "evidence   authors' code: me/my_ipo" in text

@@ -18,6 +18,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch
 from equivalent import EQUIVALENT
+from mutate import Mutant, mutants, unchanged
 from near_optimum import keeps_its_digits, near_optimum
 from references import reference
 
@@ -32,7 +33,6 @@ from prefopt.verify.contract import CONTRACT, finite
 from prefopt.verify.evaluation import evaluate, loss_of, state_of
 from prefopt.verify.leaves import leaves
 from prefopt.verify.mathematics import JUMP, STEP, Reference, Slopes, check_gradient, check_value
-from prefopt.verify.mutate import Mutant, mutants, unchanged
 from prefopt.verify.search import Trial, sample, trial
 
 TOLERANCE = 1e-9

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from equivalent import EQUIVALENT
+from mutate import mutants
 from table import PAGE, details
 
 from prefopt import objectives
@@ -11,7 +12,6 @@ from prefopt.algorithms.online import assemblies
 from prefopt.core.errors import UsageError
 from prefopt.core.evidence import CLASSES, INDEPENDENT, Evidence, verdict
 from prefopt.core.registry import ALIASES, REGISTRY
-from prefopt.verify.mutate import mutants
 
 ROOT = Path(__file__).parents[2]
 

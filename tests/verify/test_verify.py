@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from mutate import mutants
 from torch import Tensor
 
 from prefopt import get_objective
@@ -16,7 +17,7 @@ from prefopt.core.loss import State, Term
 from prefopt.core.needs import About, Needs
 from prefopt.core.objective import Objective
 from prefopt.core.settings import parameter
-from prefopt.verify import Report, Seeded, draw, main_verify, mutants, verify
+from prefopt.verify import Report, Seeded, draw, main_verify, verify
 from prefopt.verify.contract import CONTRACT, finite
 from prefopt.verify.probes import declared, hyperparameters_act
 from prefopt.verify.search import trial

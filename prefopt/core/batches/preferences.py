@@ -146,8 +146,15 @@ class Labelled(Batch):
 
     def counts(self) -> dict[str, int]:
         n, desirable = len(self.completions), int(self.desirable.sum())
-        labels = {"desirable": desirable, "undesirable": n - desirable}
-        return {"example": n, "token": int(self.completions.lengths.sum()), **labels}
+        tokens, good = int(self.completions.lengths.sum()), int(self.completions.lengths[self.desirable].sum())
+        return {
+            "example": n,
+            "token": tokens,
+            "desirable": desirable,
+            "undesirable": n - desirable,
+            "desirable_token": good,
+            "undesirable_token": tokens - good,
+        }
 
     def as_demonstrations(self) -> Demonstrations:
         """The desirable completions."""
