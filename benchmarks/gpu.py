@@ -96,8 +96,7 @@ from prefopt.core import console
 from prefopt.core.errors import OutOfMemory
 from prefopt.memory import skeleton
 from prefopt.memory.estimate import CARDS, RESERVE
-from prefopt.models import load_policy
-from prefopt.models.export import RUN_FILE
+from prefopt.models import RUN_FILE, load_policy
 from prefopt.models.load import ModelSettings
 from prefopt.scoring import why_not_shared
 from prefopt.scoring.attention import FlatAttention

@@ -111,11 +111,15 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Give prompts to the model as they are, without a template.")
     ] = False,
+    prerendered: Annotated[
+        bool, typer.Option("--prerendered", help="The same, for prompts that hold the template's tokens already.")
+    ] = False,
 ) -> None:
     """Sample completions from a model or an adapter."""
     from prefopt.cli.talk import run_generate
 
-    run_generate(model, prompt, raw, seed, n=n, max_new_tokens=max_new_tokens, temperature=temperature)
+    options = {"n": n, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    run_generate(model, prompt, raw, seed, prerendered=prerendered, **options)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from prefopt.core.errors import UsageError
+from prefopt.core.errors import ModelError, UsageError
 from prefopt.core.micro_batch import PaddedRows
 from prefopt.models import export_merged, is_classifier, load_tokenizer
 from prefopt.models.export import DTYPES
@@ -12,6 +12,8 @@ from prefopt.rollouts import GenerationSettings, TransformersGenerator
 from prefopt.scoring import score
 
 SAMPLES, TOKENS = 8, 64
+TOLERANCE = 0.1
+"""Nats a token, on average, by which a merged model may differ from the trained one; bfloat16 rounds to about 0.01."""
 
 
 def run_export(adapter: str, out: str, dtype: str) -> None:
@@ -20,7 +22,6 @@ def run_export(adapter: str, out: str, dtype: str) -> None:
         raise UsageError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}.")
     trained, merged = export_merged(adapter, out, dtype=dtype)
     tokenizer = load_tokenizer(adapter)
-    print(f"saved to {out} ({dtype})")
     if is_classifier(merged.config):
         gap, what, unit = reward_gap(trained, merged, tokenizer), "rewards of {} random sequences", ""
     else:
@@ -30,6 +31,12 @@ def run_export(adapter: str, out: str, dtype: str) -> None:
         f"{what.format(len(gap))}, merged against trained: mean absolute difference {gap.mean():.2g}, "
         f"largest {gap.max():.2g}{unit}"
     )
+    if not is_classifier(merged.config) and not gap.mean() < TOLERANCE:
+        raise ModelError(
+            f"{out} is another model than was trained: their log-probs differ by {gap.mean():.2g} nats a token, more "
+            f"than rounding to {dtype} explains."
+        )
+    print(f"saved to {out} ({dtype})")
 
 
 def reward_gap(trained: torch.nn.Module, merged: torch.nn.Module, tokenizer: object) -> np.ndarray:

@@ -21,6 +21,7 @@ class Audit:
         max_length: The limit in tokens.
         lengths: Tokens of (prompt, whole row) before any cut, for every row that could be tokenized.
         left: The row of each completion that left its group, with the cause; the group is kept.
+        control: The rows with the text of control tokens in them, such as ``</s>``, which stays text.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Audit:
     max_length: int
     lengths: Sequence[tuple[int, int]] = field(default=(), repr=False)
     left: Sequence[Skipped] = ()
+    control: Sequence[int] = ()
 
     @property
     def causes(self) -> dict[Cause, int]:
@@ -56,6 +58,8 @@ class Audit:
         lines = [f"{line}, {lost}"]
         if self.left:
             lines.append(f"completions that left their group: {_counted(self.left)}")
+        if self.control:
+            lines.append(f"{len(self.control)} hold the text of control tokens, which stays text")
         if self.lengths:
             sizes = self.quantiles()
             parts = [

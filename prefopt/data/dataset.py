@@ -229,7 +229,7 @@ def prepare_dataset(
     kept, unused = finish_labels(kept)
     read = len(examples) + made.added + len(reading.dropped)
     dropped = sorted([*reading.dropped, *made.dropped, *alone, *unlabelled], key=lambda skipped: skipped[0])
-    audit = Audit(kind, read, len(kept), made.cut, dropped, max_length, made.lengths, made.left)
+    audit = Audit(kind, read, len(kept), made.cut, dropped, max_length, made.lengths, made.left, made.control)
     with _naming(name):
         audit.check(settings.max_dropped)
     notes = [f"{Path(name).name if isinstance(source, (str, Path)) else name} read as {reading.format.name}"]

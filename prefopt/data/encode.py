@@ -1,6 +1,7 @@
 """Prompt and completion as token ids: every seam where a token could be doubled, lost or merged is here."""
 
 import copy
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,16 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prefopt.core.errors import UsageError
+from prefopt.data.control import OPEN, apart
 from prefopt.data.examples import Text
 from prefopt.data.messages import as_messages, is_open, trains
 from prefopt.data.reasons import Reason, SkipRow
 from prefopt.data.settings import DataSettings
 from prefopt.data.template import Renderer, Segment
 from prefopt.data.values import read_tools
-
-# Tokenizers of the SentencePiece family put a space before whatever they are given, so that a completion tokenized
-# alone would begin with a space that the text does not have. Behind an anchor it does not; the anchor is cut off.
-_ANCHORS = ("\n", "a", ".", ":")
 
 
 class Encoded(NamedTuple):
@@ -62,9 +60,10 @@ class Encoder:
         Raises:
             SkipRow: the chat template refuses the messages, or nothing is left to condition on.
         """
-        text = (
-            prompt if isinstance(prompt, str) else self.renderer.render(prompt, open_turn=True, tools=read_tools(tools))
-        )
+        if isinstance(prompt, str):
+            text = self.renderer.plain(prompt)
+        else:
+            text = self.renderer.render(prompt, open_turn=True, tools=read_tools(tools))
         return self._prompt(self._encode([text])[0], prompt)
 
     def completion(self, prompt: Text, completion: Text, tools: Any = None) -> tuple[np.ndarray, Encoded]:
@@ -78,7 +77,7 @@ class Encoder:
         """
         start, segments = self.renderer.segments(prompt, completion, read_tools(tools))
         head, parts = self._seams(start, segments)
-        templated = self.renderer.has_template and not isinstance(prompt, str)
+        templated = self.renderer.prerendered or (self.renderer.has_template and not isinstance(prompt, str))
         ids: list[int] = []
         mask: list[bool] = []
         while segments and not segments[-1].counts:
@@ -100,6 +99,8 @@ class Encoder:
             return self.completion(prompt, completion, tools)
         head = self.prompt(prompt, tools)
         messages = [*as_messages(prompt, "user"), *completion]
+        if any(self.renderer.controls.found_in(text) for text in (prompt, completion)):
+            return head, self._marked(*self._segmented(prompt, messages, read_tools(tools)))
         ids, mask = self.renderer.assistant_tokens(messages, read_tools(tools))
         if ids[: len(head)] != head.tolist():
             raise SkipRow(Reason.TEMPLATE_REWRITES)
@@ -116,6 +117,21 @@ class Encoder:
                 return stops
             stops += [int(ids[-1])] if ids[-1] != self.eos else []
         return stops
+
+    def _segmented(self, prompt: Text, messages: list[dict], tools: Any) -> tuple[list[int], list[bool]]:
+        """Ids after the prompt, and what the template says that the assistant writes of them."""
+        start = self.renderer.render(as_messages(prompt, "user"), open_turn=True, tools=tools)
+        segments = self.renderer.assistant_segments(messages, tools)
+        whole = "".join(segment.text for segment in segments)
+        if not whole.startswith(start):
+            raise SkipRow(Reason.TEMPLATE_REWRITES)
+        after, left = [], len(start)
+        for segment in segments:
+            text, left = segment.text[left:], max(0, left - len(segment.text))
+            after += [Segment(text, segment.counts)] if text else []
+        _, parts = self._seams(start, after)
+        pairs = list(zip(after, parts, strict=True))
+        return [i for _, ids in pairs for i in ids], [segment.counts for segment, ids in pairs for _ in ids]
 
     def _marked(self, ids: list[int], mask: list[bool]) -> Encoded:
         for place in range(1, len(ids)):
@@ -153,12 +169,7 @@ class Encoder:
         return encoded[0], [self._apart(segment.text) for segment in segments]
 
     def _apart(self, text: str) -> list[int]:
-        """Ids of a text that follows another one, without the space that the tokenizer would put before it."""
-        for anchor in _ANCHORS:
-            alone, joined = self._encode([anchor, anchor + text])
-            if joined[: len(alone)] == alone:
-                return joined[len(alone) :]
-        return self._encode([text])[0]
+        return apart(text, self._encode)
 
     def _close(self, ids: list[int], templated: bool) -> tuple[int, bool]:
         """How many ids reach up to the end-of-turn token, and whether there is one."""
@@ -170,6 +181,47 @@ class Encoder:
         return len(ids), False
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
+        if any(OPEN in text for text in texts):
+            return [self.renderer.controls.encode(text, self._ids) for text in texts]
+        return self._ids(texts)
+
+    def control_text(self, prompt: Text, completions: Sequence[Text], tools: Any = None) -> bool:
+        """Whether words hold the text of a control token that is written out as text."""
+        controls = self.renderer.controls
+        words = [] if self.renderer.prerendered and isinstance(prompt, str) else [prompt, *completions]
+        found = any(controls.found_in(text, assistant=number > 0) for number, text in enumerate(words))
+        return found or bool(tools and OPEN in str(controls.guard(str(tools))))
+
+    def check_plain(self, prompt: Text, completions: Sequence[Text]) -> None:
+        """Refuse a row of plain texts that were rendered beforehand, unless the settings say that they were.
+
+        Such a prompt begins as the template begins, or with BOS; or every completion ends in EOS or the template's
+        end-of-turn token.
+
+        Raises:
+            SkipRow: it was.
+        """
+        if self.renderer.prerendered or not isinstance(prompt, str):
+            return
+        start = prompt.lstrip()
+        found = [token for token in self.renderer.controls.openers if start.startswith(token)]
+        ends = [self._end_of(text) for text in completions]
+        if not found and ends and all(ends):
+            found = ends
+        if found:
+            raise SkipRow(Reason.PRERENDERED, token=found[0])
+
+    def _end_of(self, completion: Text) -> str:
+        """The token that ends a plain completion; empty where it ends in words."""
+        if not isinstance(completion, str):
+            return ""
+        return next((token for token in self._ends_of_turn if completion.rstrip().endswith(token)), "")
+
+    @functools.cached_property
+    def _ends_of_turn(self) -> list[str]:
+        return [self.tokenizer.convert_ids_to_tokens(number) for number in self.stop_ids()]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 CORRECT = "Correct these rows, or, if they were misread, name their layout in data.format"
 _CUT_COMPLETIONS = "Raise data.max_length, or cut completions with data.truncation='keep-start'"
+_PRERENDERED = "Set data.prerendered=true if these texts hold the chat template's tokens already"
 _SPELLED = "Save the data as JSONL or Parquet, which keep lists; a data frame writes them into CSV as it prints them"
 _CUT_PROMPTS = "Raise data.max_length, or cut prompts with data.truncation='keep-end'"
 
@@ -86,6 +87,10 @@ class Reason(Enum):
     TEMPLATE_MARKS_NOTHING = _Words("in which the chat template marks nothing as generated")
     TOOLS_WITHOUT_TEMPLATE = _Words("with tools, which only a chat template can write")
     CALLS_WITHOUT_TEMPLATE = _Words("with tool calls, which only a chat template can write")
+
+    # Control tokens
+    PRERENDERED = _Words("rendered beforehand (control tokens such as {token!r} in plain text)", _PRERENDERED)
+    CONTROL_TEXT = _Words("with the text {token!r}, which the tokenizer can only write as its control token")
 
     # Tokens
     EMPTY_PROMPT = _Words("with an empty prompt")

@@ -71,6 +71,11 @@ class DataSettings(Settings):
     template_args: Mapping[str, Any] = parameter(
         {}, "further arguments of the tokenizer's chat template, such as {enable_thinking: false}", check=_arguments
     )
+    prerendered: bool = parameter(
+        False,
+        "whether plain texts hold the tokens of the chat template already. Off, the text of a control token, such as "
+        "</s>, stays text in them; on, it becomes the token. Messages are not affected",
+    )
     pairs: str = parameter(
         "all",
         "pairs made of a ranking: all makes one of every two completions that are not tied, so that nothing is lost; "

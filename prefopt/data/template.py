@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from prefopt.core.errors import DataError, UsageError, did_you_mean
+from prefopt.data.control import ControlTokens, written_out
 from prefopt.data.examples import Text
 from prefopt.data.messages import as_messages, is_open, trains
 from prefopt.data.reasons import Reason, SkipRow
@@ -18,6 +20,7 @@ from prefopt.data.settings import DataSettings
 PLAIN_NOTE = "the tokenizer has no chat template: turns are written as plain text, under lines 'User:' and 'Assistant:'"
 _NAMES = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System", "tool": "Tool"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBE = "\ufdd2"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Segment:
     """A stretch of text after the prompt.
 
     Attributes:
-        text: what the model sees.
+        text: what the model sees; marks stand around the text of control tokens in words (see `control`).
         counts: whether the model is to write it.
         ends: whether a turn of the model ends here, so that it must end in an end-of-turn token.
     """
@@ -56,13 +59,19 @@ def render_prompt(
     if isinstance(prompt, str):
         return prompt
     try:
-        return Renderer(tokenizer, DataSettings.of(settings)).render(prompt, open_turn=True, tools=tools)
+        renderer = Renderer(tokenizer, DataSettings.of(settings))
+        return written_out(renderer.render(prompt, open_turn=True, tools=tools))
     except SkipRow as skip:
         raise DataError(f"this prompt cannot be rendered; it is one {skip.cause}.") from skip
 
 
 class Renderer:
     """Renders messages for one tokenizer and one set of template arguments.
+
+    Control tokens in somebody's words come out between marks (see `prefopt.data.control`).
+
+    Attributes:
+        controls: the control tokens.
 
     Raises:
         UsageError: a template argument that the chat template does not read.
@@ -72,24 +81,28 @@ class Renderer:
         self.tokenizer = tokenizer
         self.arguments = dict(settings.template_args)
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self.prerendered = settings.prerendered
         self._check_arguments()
+        self.controls = ControlTokens(tokenizer, self._skeleton())
 
     def with_arguments(self, arguments: Mapping[str, Any]) -> "Renderer":
         """The same renderer with those of further arguments that the template reads, which win over its own."""
         other = copy.copy(self)
-        other.arguments = {**self.arguments, **{name: arguments[name] for name in arguments if self.reads(name)}}
+        # They come with the data, which must not speak with the template's voice.
+        further = {name: self.controls.guard(value) for name, value in arguments.items() if self.reads(name)}
+        other.arguments = {**self.arguments, **further}
         return other
 
     def reads(self, name: str) -> bool:
         """Whether the template reads an argument of this name, and the argument means nothing else."""
-        # A row must not replace the template, or the messages.
+        # A row must not replace the template, the messages, or BOS and EOS.
         if not self.has_template or name in self._reserved:
             return False
         return self._known is None or name in self._known
 
     @cached_property
     def _reserved(self) -> set[str]:
-        return set(inspect.signature(self.tokenizer.apply_chat_template).parameters)
+        return {*inspect.signature(self.tokenizer.apply_chat_template).parameters, *self.tokenizer.special_tokens_map}
 
     @cached_property
     def _known(self) -> set[str] | None:
@@ -118,7 +131,7 @@ class Renderer:
         if len(messages) == 1 or messages[-1].get("tool_calls"):
             raise SkipRow(Reason.NO_PROMPT if len(messages) == 1 else Reason.CALL_AT_END)
         opened = self._render(messages[:-1], open_turn=True, tools=tools)
-        content = messages[-1]["content"]
+        content = self.controls.turn(messages[-1])["content"]
         words = content.strip()
         if not words:
             return opened
@@ -136,6 +149,10 @@ class Renderer:
             return "".join(segment.text for segment in self._plain(messages)) + ("Assistant:\n" if open_turn else "")
         return self._apply(messages, add_generation_prompt=open_turn, tools=tools, tokenize=False)
 
+    def plain(self, text: str, *, assistant: bool = False) -> str:
+        """A text that is used as it is, without the template; what was rendered beforehand keeps its tokens."""
+        return text if self.prerendered else self.controls.guard(text, assistant=assistant)
+
     def segments(self, prompt: Text, completion: Text, tools: Sequence | None = None) -> tuple[str, list[Segment]]:
         """The prompt's text and the stretches after it.
 
@@ -147,7 +164,7 @@ class Renderer:
                 the model would be trained on a text that it never generates from.
         """
         if isinstance(prompt, str) and isinstance(completion, str):
-            return prompt, [Segment(completion, counts=True, ends=True)]
+            return self.plain(prompt), [Segment(self.plain(completion, assistant=True), counts=True, ends=True)]
         prompt, completion = as_messages(prompt, "user"), as_messages(completion, "assistant")
         start = self.render(prompt, open_turn=True, tools=tools)
         if not self.has_template:
@@ -159,8 +176,19 @@ class Renderer:
 
     def assistant_tokens(self, messages: list[dict], tools: Sequence | None = None) -> tuple[list[int], list[int]]:
         """Token ids of a whole conversation and, from a ``{% generation %}`` template, 1 where the assistant writes."""
-        made = self._apply(messages, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        made = self._marked_tokens(messages, tools)
         return list(made["input_ids"]), list(made["assistant_masks"])
+
+    def assistant_segments(self, messages: list[dict], tools: Sequence | None = None) -> list[Segment]:
+        """The same in words, for a conversation with the text of control tokens in it."""
+        text, made = self.render(messages, tools=tools), self._marked_tokens(messages, tools)
+        places = [place for place, counts in enumerate(made["assistant_masks"]) if counts]
+        written = {letter for place in places for letter in range(*made.token_to_chars(place))}
+        runs = itertools.groupby(range(len(text)), key=lambda letter: letter in written)
+        return [Segment("".join(text[letter] for letter in run), counts) for counts, run in runs]
+
+    def _marked_tokens(self, messages: list[dict], tools: Sequence | None) -> Any:
+        return self._apply(messages, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
 
     def _spans(self, prompt: list[dict], completion: list[dict], start: str, tools: Sequence | None) -> list[Segment]:
         messages = [*prompt, *completion]
@@ -199,7 +227,7 @@ class Renderer:
         """Turns without a template: a header line, the content, and for the assistant the end-of-sequence token."""
         segments = []
         for message in messages:
-            counts, content = trains(message), message["content"]
+            counts, content = trains(message), self.controls.turn(message)["content"]
             if message.get("tool_calls"):
                 raise SkipRow(Reason.CALLS_WITHOUT_TEMPLATE)
             segments.append(Segment(f"{_NAMES[message['role']]}:\n", counts=False))
@@ -215,19 +243,32 @@ class Renderer:
         return self.tokenizer.eos_token
 
     def _apply(self, messages: list[dict], tools: Sequence | None, **options: Any) -> Any:
-        import jinja2
-
         # weight and train are for the loss, not for the template.
         shown = [{key: value for key, value in turn.items() if key not in ("weight", "train")} for turn in messages]
         if any("tool_calls" in turn for turn in shown) and self._calls_as_text:
             shown = _with_text(shown)
+        guarded = [self.controls.turn(turn) for turn in shown], self.controls.guard(tools) if tools else None
+        return self._template(*guarded, **options)
+
+    def _template(self, messages: list[dict], tools: Sequence | None, **options: Any) -> Any:
+        import jinja2
 
         try:
-            return self.tokenizer.apply_chat_template(shown, tools=tools or None, **options, **self.arguments)
+            return self.tokenizer.apply_chat_template(messages, tools=tools, **options, **self.arguments)
         except jinja2.TemplateSyntaxError as error:
             raise DataError(f"the chat template of the tokenizer is not valid: {error}.") from error
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise SkipRow(Reason.TEMPLATE_REFUSES, error=str(error).splitlines()[0]) from error
+
+    def _skeleton(self) -> list[str]:
+        """What the template writes around the words of a short conversation; nothing where it refuses that."""
+        if not self.has_template:
+            return []
+        turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
+        try:
+            return self._template(turns, None, tokenize=False).split(_PROBE)
+        except SkipRow:
+            return []
 
     @cached_property
     def _calls_as_text(self) -> bool:

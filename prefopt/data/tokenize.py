@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prefopt.data.encode import Encoded, Encoder
-from prefopt.data.examples import DemonstrationExample, Example, PairExample, RankedExample
+from prefopt.data.examples import DemonstrationExample, Example, PairExample, RankedExample, Text
 from prefopt.data.group import Fit, Group, encode_group, fit_group, group_labels
 from prefopt.data.messages import as_messages, is_empty, key_of, trains
 from prefopt.data.reasons import Cause, Reason, Skipped, SkipRow
@@ -62,6 +62,7 @@ class Tokenized:
         left: the rows of completions that left their group, which is kept, with the cause.
         split: how many conversations were read as one example for each answer.
         added: how many more examples there are for that.
+        control: the rows with the text of control tokens in them, which stays text.
     """
 
     examples: list[TokenizedExample]
@@ -71,6 +72,16 @@ class Tokenized:
     left: list[Skipped]
     split: int = 0
     added: int = 0
+    control: list[int] = field(default_factory=list)
+
+
+def completions_of(example: Example) -> list[Text]:
+    """The completions of an example in words; none of a prompt."""
+    if isinstance(example, PairExample):
+        return [example.chosen, example.rejected]
+    if isinstance(example, RankedExample):
+        return list(example.completions)
+    return [] if example.kind == "prompts" else [example.completion]
 
 
 def tokenize(examples: Sequence[Example], tokenizer: Any, settings: DataSettings, max_length: int) -> Tokenized:
@@ -97,6 +108,7 @@ def tokenize(examples: Sequence[Example], tokenizer: Any, settings: DataSettings
             made.dropped.append((example.row, skip.cause))
             continue
         split, added = split + (len(pieces) > 1), added + len(pieces) - 1
+        before = len(made.examples)
         for piece, prompt, whole in pieces:
             longest = max((len(each.ids) for each in whole.values()), default=0)
             made.lengths.append((len(prompt), len(prompt) + longest))
@@ -108,6 +120,9 @@ def tokenize(examples: Sequence[Example], tokenizer: Any, settings: DataSettings
             cut += len(short) < len(prompt) or any(len(kept[k].ids) < len(whole[k].ids) for k in kept)
             made.left.extend((piece.row, cause) for cause in gone)
             made.examples.append(_pack(len(made.examples), short, kept, piece))
+        found = encoder.control_text(example.prompt, completions_of(example), example.columns.get("tools"))
+        if found and len(made.examples) > before:
+            made.control.append(example.row)
     return replace(made, cut=cut, split=split, added=added)
 
 
@@ -184,12 +199,13 @@ def _keep_end(prompt: np.ndarray, room: int, bos: int | None) -> np.ndarray:
 
 def _encode(example: Example, encoder: Encoder, left: list[Cause]) -> tuple[np.ndarray, Group]:
     tools = example.columns.get("tools")
+    encoder.check_plain(example.prompt, completions_of(example))
     if example.kind == "prompts":
         return encoder.prompt(example.prompt, tools), {}
     if isinstance(example, RankedExample):
         return encode_group(example, encoder, left)
     if isinstance(example, PairExample):
-        texts = [example.chosen, example.rejected]
+        texts = completions_of(example)
         if any(map(is_empty, texts)):
             raise SkipRow(Reason.EMPTY_COMPLETION)
         if key_of(texts[0]) == key_of(texts[1]):

@@ -1,10 +1,7 @@
 """Evaluating a saved model: load it, measure it, write its report."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 from prefopt.core.console import results, say
@@ -15,9 +12,8 @@ from prefopt.evaluation import policy_page, reward_page
 from prefopt.evaluation.policy_report import compare, divergence, score_policy
 from prefopt.evaluation.reward_report import report_on, score_pairs
 from prefopt.evaluation.spec import Evaluation
-from prefopt.models import ModelSettings, load_policy, load_tokenizer
-from prefopt.models.export import RUN_FILE
-from prefopt.models.precision import compute_dtype
+from prefopt.models import SavedModel, load_tokenizer, load_trained
+from prefopt.models.origin import context_of
 from prefopt.rewards.names import load_reward
 from prefopt.rewards.reward import Reward, make_reward
 from prefopt.rewards.reward_model import RewardModel, is_reward_model
@@ -42,7 +38,7 @@ def evaluate(evaluation: Evaluation) -> Path:
 
 def _evaluate_reward_model(given: Evaluation) -> Path:
     reward = RewardModel.load(given.model, trust_remote_code=given.trust_remote_code)
-    settings = DataSettings.of({"template_args": reward.template_args, **given.settings})
+    settings = DataSettings.of({**reward.encoding, **given.settings})
     dataset = prepare_dataset(
         given.data, "pairs", reward.tokenizer, settings, context=reward.context, reader="evaluate"
     )
@@ -54,12 +50,11 @@ def _evaluate_reward_model(given: Evaluation) -> Path:
 
 def _evaluate_policy(given: Evaluation) -> Path:
     tokenizer = load_tokenizer(given.model, trust_remote_code=given.trust_remote_code)
-    template = _record(given.model).get("template_args") or {}
-    settings = DataSettings.of({"template_args": template, **given.settings})
+    settings = DataSettings.of({**SavedModel.of(given.model).encoding, **given.settings})
     generation = GenerationSettings.of(dict(given.generation))
     reward = _reward(given)
     policy = _load(given.model, given.trust_remote_code)
-    context = getattr(policy.config, "max_position_embeddings", None)
+    context = context_of(policy.config)
     prompts = prepare_dataset(given.data, "prompts", tokenizer, settings, context=context, reader="evaluate")
     _say_audit(prompts)
     own = score_policy(policy, tokenizer, prompts, reward, generation, given.seed)
@@ -85,18 +80,7 @@ def _load(name: str, trust_remote_code: bool) -> nn.Module:
     """A policy as it was trained: an adapter on a quantized base gets that base."""
     if is_reward_model(name, trust_remote_code=trust_remote_code):
         raise ModelError(f"{name} is a reward model, and what a policy is compared with must be a language model.")
-    quantized = _record(name).get("adapter") == "qlora"
-    adapter = "qlora" if quantized else None
-    settings = ModelSettings(adapter=adapter, dtype=compute_dtype(), trust_remote_code=trust_remote_code)
-    model = load_policy(name, settings)
-    if torch.cuda.is_available() and not quantized:
-        model.to("cuda")
-    return model.eval().requires_grad_(False)
-
-
-def _record(name: str) -> dict[str, Any]:
-    path = Path(name) / RUN_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return load_trained(name, trust_remote_code=trust_remote_code)
 
 
 def _same_tokens(policy: nn.Module, start: nn.Module, given: Evaluation) -> None:

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
+
+from prefopt.models.generation import write_generation_config
 
 ROLE = "prefopt_"
 """How the names of adapters begin that serve the training of the policy and are no part of it."""
@@ -52,10 +53,6 @@ def adapter_off(model: PeftModel) -> Iterator[None]:
     As peft's ``disable_adapter``, which first looks at the state of every layer, and takes longer for that than for the
     switch.
     """
-    if not isinstance(model.base_model, BaseTuner):  # prompts and prefixes
-        with model.disable_adapter():
-            yield
-        return
     model.base_model.disable_adapter_layers()
     try:
         yield
@@ -68,5 +65,7 @@ def save_policy(model: nn.Module, folder: str | Path, **options: object) -> None
     if is_adapter_model(model):
         names = [name for name in model.peft_config if not name.startswith(ROLE)]
         model.save_pretrained(str(folder), selected_adapters=names, **options)
+        # peft writes none, and whoever exports or serves the adapter must know where turns end.
+        write_generation_config(model.get_base_model(), folder)
     else:
         model.save_pretrained(str(folder), **options)

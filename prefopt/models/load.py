@@ -1,6 +1,5 @@
 """From a path, a hub id or a loaded model to the policy that is trained, and its tokenizer."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from transformers.utils import logging
 from prefopt.core.errors import ModelError, UsageError
 from prefopt.core.settings import refuse_unknown
 from prefopt.models.adapters import is_adapter_model
+from prefopt.models.checks import check_adapter_kind, check_adapter_setting, check_architecture, check_object
 from prefopt.models.precision import compute_dtype
 from prefopt.models.reward_head import (
     HEAD,
@@ -33,8 +33,10 @@ from prefopt.models.reward_head import (
     is_classifier,
     to_reward_model,
 )
+from prefopt.models.saved import SavedModel
 
 ADAPTER_KINDS = (None, "lora", "qlora")
+_BRINGS = "brings an adapter of its own, which is trained further: leave its settings out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,20 +111,26 @@ def check_model(model: str | Path | PreTrainedModel | PeftModel, settings: Model
         UsageError, ModelError: See `load_policy`.
     """
     if isinstance(model, (PreTrainedModel, PeftModel)):
+        if isinstance(model, PeftModel) and settings.lora:
+            raise UsageError(f"the model {_BRINGS}")
+        check_adapter_setting(settings.adapter, settings.lora)
+        check_architecture(model.config, type(model).__name__)
+        check_object(model, rewards=settings.rewards, adapter=settings.adapter)
         if settings.quantize and not getattr(model, "is_loaded_in_4bit", False):
             raise UsageError("adapter='qlora' cannot quantize a model that is loaded already: pass its path instead.")
         return
     if not isinstance(model, (str, Path)):
         raise UsageError(f"model must be a path, a hub id or a transformers model, not {type(model).__name__}.")
-    adapter = Path(model) / "adapter_config.json"
-    if not adapter.is_file():
+    saved = SavedModel.of(model)
+    if saved.is_adapter and (isinstance(settings.adapter, LoraConfig) or settings.lora):
+        raise UsageError(f"{model} {_BRINGS}")
+    check_adapter_setting(settings.adapter, settings.lora)
+    if not saved.is_adapter:
         return
-    if isinstance(settings.adapter, LoraConfig) or settings.lora:
-        raise UsageError(f"{model} brings an adapter of its own, which is trained further: leave its settings out.")
-    scores = json.loads(adapter.read_text()).get("task_type") == "SEQ_CLS"
-    if settings.rewards and not scores:
+    check_adapter_kind(saved.adapter.get("peft_type", ""), str(model))
+    if settings.rewards and not saved.rewards:
         raise ModelError(adapter_of_another_kind(str(model)))
-    if scores and not settings.rewards:
+    if saved.rewards and not settings.rewards:
         raise ModelError(f"{model} is the adapter of a reward model, and no language model: give its base instead.")
 
 
@@ -134,8 +142,8 @@ def load_tokenizer(model: str | Path | nn.Module, *, trust_remote_code: bool = F
     """
     name = str(model) if isinstance(model, (str, Path)) else model.config._name_or_path
     folder = Path(name)
-    if (folder / "adapter_config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        name = base_of(folder)
+    if not (folder / "tokenizer_config.json").is_file():
+        name = SavedModel.of(name).base
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -261,27 +269,44 @@ def load_by_name(name: str, settings: ModelSettings) -> nn.Module:
         UsageError: an adapter is to be made anew on a model that brings one.
     """
     check_model(name, settings)
-    folder = Path(name)
-    load_base = load_reward_model if settings.rewards else load_causal_lm
-    if not (folder / "adapter_config.json").is_file():
+    saved = SavedModel.of(name)
+    if not saved.is_adapter:
+        load_base = load_reward_model if settings.rewards else load_causal_lm
         return load_base(name, settings, trains_adapter=settings.adapter is not None)
-    base = load_base(base_of(folder), settings, trains_adapter=True)
-    model = PeftModel.from_pretrained(base, name, is_trainable=True)
+    model = PeftModel.from_pretrained(load_base_of(saved, settings), name, is_trainable=True)
     if settings.rewards:
         head_of(model).fresh = False
     return model
 
 
-def base_of(folder: Path) -> str:
-    """Path or hub id of the base of an adapter.
+def load_base_of(saved: SavedModel, settings: ModelSettings) -> PreTrainedModel:
+    """The base of an adapter, with as many embeddings as the adapter was trained with.
 
     Raises:
-        ModelError: the adapter does not name one.
+        ModelError: there is no such model, or it is of another kind than is needed.
     """
-    base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    if not base:
-        raise ModelError(f"{folder}/adapter_config.json does not name its base model (base_model_name_or_path).")
+    base = (load_reward_model if settings.rewards else load_causal_lm)(saved.base, settings, trains_adapter=True)
+    rows = saved.vocabulary
+    if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
+        # The rows of added tokens come with the adapter.
+        base.resize_token_embeddings(rows, mean_resizing=False)
     return base
+
+
+def load_trained(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """A language model as it was trained, frozen, on the accelerator if there is one: an adapter on a quantized base
+    gets that base.
+
+    Raises:
+        ModelError: no such model, or a reward model.
+    """
+    quantized = SavedModel.of(name).quantized
+    adapter = "qlora" if quantized else None
+    settings = ModelSettings(adapter=adapter, dtype=compute_dtype(), trust_remote_code=trust_remote_code)
+    model = load_policy(name, settings)
+    if torch.cuda.is_available() and not quantized:
+        model.to("cuda")
+    return model.eval().requires_grad_(False)
 
 
 def why_not_loaded(name: str, error: Exception, what: str = "causal language model") -> str:

@@ -1,17 +1,15 @@
 """What is known of a model before its weights are loaded, or before there are any."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from prefopt.core.errors import ModelError
-from prefopt.models.export import RUN_FILE
-from prefopt.models.load import base_of, why_not_loaded
+from prefopt.models.load import why_not_loaded
+from prefopt.models.saved import SavedModel
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,7 @@ class Origin:
         lora: The settings of the adapter that it comes with; None without one.
         quantized: True for an adapter whose base is in 4 bit, and for a model in 4 bit.
         tokenizer: The source of its tokenizer; None where it has none.
+        embeddings: The embeddings that an adapter brings, where it brings others than its base has.
     """
 
     config: PretrainedConfig
@@ -31,12 +30,27 @@ class Origin:
     lora: LoraConfig | None = None
     quantized: bool = False
     tokenizer: Any = None
+    embeddings: int | None = None
 
     @property
     def context(self) -> int | None:
         """The tokens that the model can read; None where its config does not say."""
-        # A model of several modalities says it of its text part.
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return context_of(self.config)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The tokens for which the model has an embedding; None where that is not known."""
+        if isinstance(self.tokenizer, (PreTrainedModel, PeftModel)):
+            return self.tokenizer.get_input_embeddings().weight.shape[0]
+        return self.embeddings or getattr(self.config.get_text_config(), "vocab_size", None)
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """The tokens that a model can read; None where its config does not say."""
+    # A model of several modalities says it of its text part.
+    text = config.get_text_config()
+    known = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return next((limit for limit in known if isinstance(limit, int) and limit > 0), None)
 
 
 def origin_of(given: Any, trust_remote_code: bool = False, made: Mapping[str, Origin] | None = None) -> Origin:
@@ -59,13 +73,12 @@ def origin_of(given: Any, trust_remote_code: bool = False, made: Mapping[str, Or
     name = str(given)
     if made and name in made:
         return made[name]
-    folder = Path(name)
-    if not (folder / "adapter_config.json").is_file():
+    saved = SavedModel.of(name)
+    if not saved.is_adapter:
         return Origin(_config_of(name, trust_remote_code), name, tokenizer=name)
-    record, base = folder / RUN_FILE, base_of(folder)
-    quantized = record.is_file() and json.loads(record.read_text()).get("adapter") == "qlora"
-    config = _config_of(base, trust_remote_code)
-    return Origin(config, base, LoraConfig.from_pretrained(name), quantized, tokenizer=name)
+    config = _config_of(saved.base, trust_remote_code)
+    lora = LoraConfig.from_pretrained(name)
+    return Origin(config, saved.base, lora, saved.quantized, tokenizer=name, embeddings=saved.vocabulary)
 
 
 def _config_of(name: str, trust_remote_code: bool) -> PretrainedConfig:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,11 +12,12 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefopt.core.errors import UsageError
+from prefopt.core.errors import ModelError, UsageError
 from prefopt.models.adapters import REFERENCE_ADAPTER, active_adapter, adapter_off, copy_adapter, is_adapter_model
 from prefopt.models.copies import beside, copy_of
 from prefopt.models.fingerprint import fingerprint
-from prefopt.models.load import ModelSettings, base_of, disable_dropout, load_by_name
+from prefopt.models.load import ModelSettings, disable_dropout, load_by_name
+from prefopt.models.saved import SavedModel
 
 
 class Reference(ABC):
@@ -197,14 +199,28 @@ def _given(policy: nn.Module, reference: str | Path | nn.Module, settings: Model
         return FrozenModel(reference, "the model given as reference")
     if not isinstance(reference, (str, Path)):
         raise UsageError(f"reference must be a path, a hub id or a transformers model, not {type(reference).__name__}.")
-    folder = Path(reference)
-    if is_adapter_model(policy) and (folder / "adapter_config.json").is_file():
+    saved = SavedModel.of(reference)
+    if is_adapter_model(policy) and saved.is_adapter:
         own_base = policy.peft_config[policy.active_adapter].base_model_name_or_path
-        if own_base and own_base == base_of(folder):
+        same_numbers = saved.quantized == bool(getattr(policy.get_base_model(), "is_loaded_in_4bit", False))
+        if own_base and own_base == saved.base and same_numbers:
+            _check_embeddings(policy, saved)
             trained = policy.active_adapter
-            policy.load_adapter(str(folder), REFERENCE_ADAPTER, is_trainable=False)
+            policy.load_adapter(saved.name, REFERENCE_ADAPTER, is_trainable=False)
             policy.set_adapter(trained)
             return AdapterCopy()
+    if saved.is_adapter:
+        # The settings of the policy's adapter say nothing about this one.
+        settings = replace(settings, adapter="qlora" if saved.quantized else None, lora={})
     model = load_by_name(str(reference), settings)
     disable_dropout(model)
     return FrozenModel(model, f"the model {reference}")
+
+
+def _check_embeddings(policy: nn.Module, saved: SavedModel) -> None:
+    rows = policy.get_input_embeddings().weight.shape[0]
+    if saved.vocabulary not in (None, rows):
+        raise ModelError(
+            f"the reference {saved.name} was trained with {saved.vocabulary} embeddings, and the policy has {rows}: "
+            "give a reference with the same tokenizer."
+        )

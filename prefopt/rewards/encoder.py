@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from prefopt.core.errors import ModelError
 from prefopt.models import is_classifier
+from prefopt.models.origin import context_of
 from prefopt.models.reward_head import check_labels
 from prefopt.rewards.reward_model import batches_of, check_length, check_numbers
 
@@ -30,7 +31,7 @@ class EncoderRewardModel:
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         # Position tables of some encoders have places that no token may take; their tokenizers know.
-        limits = tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)
+        limits = tokenizer.model_max_length, context_of(model.config)
         self.context = min(limit for limit in limits if limit is not None)
 
     @classmethod

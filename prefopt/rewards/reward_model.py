@@ -1,6 +1,5 @@
 """A trained reward model as a reward function."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.core.errors import ModelError, UsageError
 from prefopt.data import DataSettings, Encoder
 from prefopt.data.reasons import SkipRow
-from prefopt.models import ModelSettings, head_of, load_tokenizer, settle_padding
-from prefopt.models.export import RUN_FILE
+from prefopt.models import ModelSettings, SavedModel, head_of, load_tokenizer, settle_padding
 from prefopt.models.load import load_by_name, load_reward_model
+from prefopt.models.origin import context_of
 
 ROWS, TOKENS = 64, 16384
 """The most rows, and the most tokens with padding, of one forward pass."""
@@ -32,6 +31,7 @@ class RewardModel:
             when it scores, and its weights are used as they are at that time.
         tokenizer: its tokenizer; the padding of both is made to agree.
         template_args: extra arguments of the chat template, as in `DataSettings`.
+        prerendered: whether plain prompts hold the tokens of the chat template already, as in `DataSettings`.
 
     Example:
         >>> reward = RewardModel.load("reward-model")
@@ -39,13 +39,18 @@ class RewardModel:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any] | None = None
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        template_args: Mapping[str, Any] | None = None,
+        *,
+        prerendered: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer, _ = settle_padding(model, tokenizer)
-        self.template_args = dict(template_args or {})
-        self.encoder = Encoder(self.tokenizer, DataSettings(template_args=self.template_args))
-        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.encoding = {"template_args": dict(template_args or {}), "prerendered": prerendered}
+        self.encoder = Encoder(self.tokenizer, DataSettings.of(self.encoding))
+        self.context: int | None = context_of(model.config)
 
     @classmethod
     def load(cls, name: str | Path, *, trust_remote_code: bool = False) -> Self:
@@ -57,12 +62,12 @@ class RewardModel:
         Raises:
             ModelError: no such model, a language model without a reward head, or a classifier with several labels.
         """
-        folder, record = Path(name), _record(Path(name))
-        quantized = record.get("adapter") == "qlora"
+        saved = SavedModel.of(name)
+        quantized = saved.quantized
         settings = ModelSettings(
             adapter="qlora" if quantized else None, rewards=True, trust_remote_code=trust_remote_code
         )
-        if (folder / "adapter_config.json").is_file():
+        if saved.is_adapter:
             model = load_by_name(str(name), settings)
         else:
             model = load_reward_model(str(name), settings, trains_adapter=True)
@@ -71,7 +76,7 @@ class RewardModel:
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         if torch.cuda.is_available() and not quantized:
             model.to("cuda")
-        return cls(model.eval().requires_grad_(False), tokenizer, record.get("template_args"))
+        return cls(model.eval().requires_grad_(False), tokenizer, **saved.encoding)
 
     def __call__(
         self,
@@ -143,20 +148,15 @@ def is_reward_model(name: str | Path, *, trust_remote_code: bool = False) -> boo
 
     from prefopt.models import is_classifier
 
-    adapter = Path(name) / "adapter_config.json"
-    if adapter.is_file():
-        return json.loads(adapter.read_text()).get("task_type") == "SEQ_CLS"
+    saved = SavedModel.of(name)
+    if saved.is_adapter:
+        return saved.rewards
     try:
         return is_classifier(AutoConfig.from_pretrained(str(name), trust_remote_code=trust_remote_code))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model {str(name)!r} was found neither as a folder nor on the hub: check the name."
         ) from error
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    path = folder / RUN_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def check_numbers(prompts: Sequence[Any], completions: Sequence[str]) -> None:

@@ -1,7 +1,6 @@
 """A reward model that is an adapter on the very base that the policy is trained on."""
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from torch import nn
 
 from prefopt.core.errors import ModelError
 from prefopt.data import DataSettings, Encoder
-from prefopt.models import load_tokenizer
+from prefopt.models import SavedModel, load_tokenizer
 from prefopt.models.adapters import REWARD_ADAPTER, active_adapter, is_adapter_model
-from prefopt.models.export import RUN_FILE
-from prefopt.models.load import base_of
+from prefopt.models.origin import context_of
 from prefopt.models.reward_head import HEAD, ScalarHead
 from prefopt.rewards.reward_model import RewardModel
 from prefopt.scoring.head import called_with
@@ -37,10 +35,9 @@ class SharedRewardModel(RewardModel):
         folder = Path(folder)
         self.model = policy
         self.tokenizer = load_tokenizer(folder)
-        record = folder / RUN_FILE
-        template = json.loads(record.read_text()).get("template_args") if record.is_file() else None
-        self.encoder = Encoder(self.tokenizer, DataSettings(template_args=dict(template or {})))
-        self.context = getattr(policy.config, "max_position_embeddings", None)
+        self.encoding = SavedModel.of(folder).encoding
+        self.encoder = Encoder(self.tokenizer, DataSettings.of(self.encoding))
+        self.context = context_of(policy.config)
         taken = [name for name in policy.peft_config if name.startswith(REWARD_ADAPTER)]
         self.adapter = REWARD_ADAPTER if not taken else f"{REWARD_ADAPTER}_{len(taken)}"
         weights = load_peft_weights(str(folder), device="cpu")
@@ -79,17 +76,13 @@ class SharedRewardModel(RewardModel):
 
 def shares_base(policy: nn.Module, folder: str | Path) -> bool:
     """Whether a folder holds the adapter of a reward model that was trained on the policy's base as it is in memory."""
-    folder = Path(folder)
-    if not is_adapter_model(policy) or not (folder / "adapter_config.json").is_file():
+    saved = SavedModel.of(folder)
+    if not is_adapter_model(policy) or not saved.rewards or saved.adapter.get("peft_type") != "LORA":
         return False
-    config = json.loads((folder / "adapter_config.json").read_text())
-    if config.get("task_type") != "SEQ_CLS" or config.get("peft_type") != "LORA":
-        return False
-    record = folder / RUN_FILE
-    quantized = record.is_file() and json.loads(record.read_text()).get("adapter") == "qlora"
     own = policy.peft_config[policy.active_adapter].base_model_name_or_path
-    same_numbers = quantized == bool(getattr(policy.get_base_model(), "is_loaded_in_4bit", False))
-    return own is not None and own == base_of(folder) and same_numbers
+    same_numbers = saved.quantized == bool(getattr(policy.get_base_model(), "is_loaded_in_4bit", False))
+    same_size = saved.vocabulary in (None, policy.get_input_embeddings().weight.shape[0])
+    return own is not None and own == saved.base and same_numbers and same_size
 
 
 def _linear(weights: dict[str, torch.Tensor], folder: Path) -> ScalarHead:

@@ -18,6 +18,7 @@ from transformers import (
 
 from prefopt.core.errors import UsageError
 from prefopt.core.settings import Settings, parameter
+from prefopt.models.origin import context_of
 from prefopt.rollouts.kv_cache import with_cache
 from prefopt.rollouts.sample import Sample
 
@@ -145,6 +146,9 @@ class TransformersGenerator:
         logps = np.zeros((number, most), dtype=np.float32)
         rows, done = torch.arange(number), 0
         stops = torch.tensor(self.stop_ids)
+        # Mixtures of experts would compute their load-balancing loss at each token, which fails where a cache is used.
+        routed = getattr(model.config.get_text_config(), "output_router_logits", False)
+        quiet = {"output_router_logits": False} if routed else {}
         while done < most:
             recorder = _Recorder(settings.temperature or 1.0)
             config.max_new_tokens = most - done
@@ -152,6 +156,7 @@ class TransformersGenerator:
                 config.max_new_tokens = min(STAGE, most - done)
             output = model.generate(
                 **inputs,
+                **quiet,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([*processors, recorder]),
                 stopping_criteria=StoppingCriteriaList([_Drawn(recorder)]),
@@ -178,7 +183,7 @@ class TransformersGenerator:
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}, width
 
     def _config(self, model: nn.Module, settings: GenerationSettings, width: int) -> GenerationConfig:
-        room = getattr(model.config, "max_position_embeddings", None)
+        room = context_of(model.config)
         max_new_tokens = settings.max_new_tokens if room is None else min(settings.max_new_tokens, room - width)
         if max_new_tokens < 1:
             raise UsageError(f"a prompt of {width} tokens leaves no room in the model's context of {room} tokens.")

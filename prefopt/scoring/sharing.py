@@ -162,6 +162,8 @@ def _unable(base: nn.Module) -> str:
     kinds = set(getattr(base.config.get_text_config(), "layer_types", None) or ())
     if spread := _spread(base):
         return spread
+    if getattr(base.config.get_text_config(), "output_router_logits", False):
+        return "its load-balancing loss counts padded rows"
     if base._is_stateful or kinds - {"full_attention", "sliding_attention"}:
         return "not all of its layers are attention"
     # Of the class: on the instance mixed precision may have put a function of any arguments.

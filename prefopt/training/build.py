@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,13 +14,22 @@ from prefopt.core.errors import UsageError
 from prefopt.core.labels import Axis, optional_labels
 from prefopt.core.needs import Needs
 from prefopt.core.objective import Objective
-from prefopt.data import DataSettings, TokenizedDataset, prepare_dataset
-from prefopt.models import ModelSettings, Reference, load_policy, load_tokenizer, make_reference, settle_padding
+from prefopt.data import DataSettings, Encoder, TokenizedDataset, prepare_dataset
+from prefopt.models import (
+    ModelSettings,
+    Reference,
+    SavedModel,
+    load_policy,
+    make_reference,
+    settle_padding,
+)
+from prefopt.models.checks import check_architecture, check_reference_tokens, check_tokens
 from prefopt.models.load import check_model
 from prefopt.models.origin import Origin, origin_of
 from prefopt.rollouts import GenerationSettings
 from prefopt.rollouts.processor import check_processor
 from prefopt.training.arguments import training_arguments
+from prefopt.training.fitting import fit_model, name_of, reference_tokenizer, tokenizer_of
 from prefopt.training.rollout_source import RolloutSource
 from prefopt.training.sources import DatasetSource, ExampleSource
 from prefopt.training.spec import RunSpec
@@ -69,6 +79,7 @@ def assemble(spec: RunSpec) -> Parts:
     settings = model_settings(algorithm, spec)
     check_model(spec.model, settings)
     origin = origin_of(spec.model, spec.trust_remote_code)
+    check_architecture(origin.config, name_of(spec.model))
     trains_adapter = spec.adapter is not None or origin.lora is not None
     args = training_arguments(
         spec.args,
@@ -78,8 +89,8 @@ def assemble(spec: RunSpec) -> Parts:
         quantized=settings.quantize,
     )
     # Data.
-    tokenizer = spec.processing_class or load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-    reader = DataReader(algorithm, tokenizer, data, origin.context, args.seed)
+    tokenizer = tokenizer_of(spec)
+    reader = DataReader(algorithm, tokenizer, data, origin.context, args.seed, origin.vocabulary)
     train = reader(spec.train_dataset, "train")
     # A dict of splits, as `datasets` loads it, is one source.
     several = isinstance(spec.eval_dataset, Mapping) and not hasattr(spec.eval_dataset, "column_names")
@@ -91,6 +102,7 @@ def assemble(spec: RunSpec) -> Parts:
     # Weights.
     set_seed(args.seed)
     policy = load_policy(spec.model, settings)
+    fit_model(policy, algorithm, args, Encoder(tokenizer, data).stop_ids())
     if settings.rewards:
         # The padding of a reward model is known only when its head is.
         tokenizer, lines = settle_padding(policy, tokenizer)
@@ -99,7 +111,7 @@ def assemble(spec: RunSpec) -> Parts:
         held_out = {name: _padded(one, tokenizer) for name, one in held_out.items()}
         for line in lines:
             say(f"{algorithm.name}: {line}")
-    reference = _reference(algorithm, spec, policy, origin, settings)
+    reference = _reference(algorithm, spec, policy, origin, settings, tokenizer)
     source: ExampleSource = DatasetSource(algorithm.objective)
     if algorithm.online:
         # A resumed run continues with the rollout in its checkpoint; there is nothing to skip over.
@@ -138,9 +150,12 @@ def resolved(algorithm: str | Objective | Algorithm) -> Algorithm:
 
 
 def model_settings(algorithm: Algorithm, spec: RunSpec) -> ModelSettings:
-    """How the policy of a run is loaded."""
+    """How the policy of a run is loaded; an adapter goes back on the base that it was trained on, unless said else."""
+    adapter = spec.adapter
+    if adapter is None and isinstance(spec.model, (str, Path)) and SavedModel.of(spec.model).quantized:
+        adapter = "qlora"
     return ModelSettings(
-        adapter=spec.adapter,
+        adapter=adapter,
         lora=dict(spec.lora or {}),
         trust_remote_code=spec.trust_remote_code,
         rewards=algorithm.objective.needs.rewards,
@@ -148,7 +163,12 @@ def model_settings(algorithm: Algorithm, spec: RunSpec) -> ModelSettings:
 
 
 def _reference(
-    algorithm: Algorithm, spec: RunSpec, policy: nn.Module, origin: Origin, settings: ModelSettings
+    algorithm: Algorithm,
+    spec: RunSpec,
+    policy: nn.Module,
+    origin: Origin,
+    settings: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Reference | None:
     if not algorithm.needs_reference:
         return None
@@ -160,6 +180,9 @@ def _reference(
         renewable=algorithm.schedule.renew_reference,
         cached=spec.reference_cache is not None,
     )
+    if spec.reference is not None:
+        other = getattr(reference, "model", policy)
+        check_reference_tokens(tokenizer, reference_tokenizer(spec), policy, other)
     say(f"{algorithm.name}: the reference is {reference.description}.")
     return reference
 
@@ -246,6 +269,7 @@ class DataReader:
         settings: How rows are read and encoded.
         context: The tokens that the model can read; None where that is not known.
         seed: The seed of the partners of mismatched rows.
+        vocabulary: The tokens for which the model has an embedding; None where that is not known.
     """
 
     algorithm: Algorithm
@@ -253,6 +277,7 @@ class DataReader:
     settings: DataSettings
     context: int | None
     seed: int
+    vocabulary: int | None = None
 
     def __call__(self, source: Any, which: str, *, held_out: bool = False) -> TokenizedDataset | None:
         """The dataset of a source, with what is worth knowing about it said.
@@ -278,8 +303,9 @@ class DataReader:
         labels = () if algorithm.online else needs.labels
         if isinstance(source, TokenizedDataset):
             source.check(algorithm.data_kind, labels, algorithm.name)
+            self._check_tokens(source)
             return source.without_reference()
-        return prepare_dataset(
+        dataset = prepare_dataset(
             source,
             algorithm.data_kind,
             self.tokenizer,
@@ -292,6 +318,13 @@ class DataReader:
             singles=needs.singles,
             held_out=held_out,
         )
+        self._check_tokens(dataset)
+        return dataset
+
+    def _check_tokens(self, dataset: TokenizedDataset) -> None:
+        if self.vocabulary is not None:
+            numbers = [int(ids.max()) for one in dataset.examples for ids in (one.prompt, *one.completions) if len(ids)]
+            check_tokens(self.tokenizer, [*numbers, *dataset.stop_ids], self.vocabulary, "the data")
 
     def lines(self, dataset: TokenizedDataset) -> list[str]:
         """What is worth knowing about a dataset."""

@@ -18,7 +18,7 @@ from prefopt.core.errors import UsageError
 from prefopt.core.loss import State
 from prefopt.core.version import VERSION
 from prefopt.data import DataSettings, TokenizedDataset
-from prefopt.models.export import RUN_FILE
+from prefopt.models import RUN_FILE
 from prefopt.models.fingerprint import fingerprint
 from prefopt.training.manifest import MANIFEST, UNFINISHED, checkpoints_of, digest_of, flaw_of, newest_whole
 from prefopt.training.metrics import Means
@@ -208,6 +208,7 @@ def write_record(
         "role": "reward model" if algorithm.objective.needs.rewards else "policy",
         "hyperparameters": algorithm.hyperparameters,
         "template_args": dict(settings.template_args),
+        "prerendered": settings.prerendered,
         "adapter": adapter,
         "data": dataset.audit.lines() if dataset is not None else [],
         "step": step,

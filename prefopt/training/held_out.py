@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.data import DataSettings, prepare_dataset
 from prefopt.models import Reference
+from prefopt.models.origin import context_of
 from prefopt.scoring.scorer import pair_accuracy
 from prefopt.training.context import TrainingContext
 
@@ -33,7 +34,7 @@ class HeldOutAccuracy:
     def __call__(self, pairs: Any) -> Callable[[], float]:
         """What measures the accuracy on these pairs, with the weights of the moment."""
         policy, args = self.context.policy, self.context.args
-        tokens = getattr(policy.config, "max_position_embeddings", None)
+        tokens = context_of(policy.config)
         dataset = prepare_dataset(
             pairs, "pairs", self.tokenizer, self.settings, context=tokens, reader="watch", held_out=True
         )

@@ -5,7 +5,7 @@ from signal import Signals
 
 from prefopt.core.console import say
 from prefopt.core.errors import Interrupted, UsageError
-from prefopt.models.export import RUN_FILE
+from prefopt.models import RUN_FILE
 from prefopt.training.spec import RunFile
 from prefopt.training.stopping import StopOnSignal
 from prefopt.training.trainer import Trainer

@@ -105,8 +105,8 @@ class RunSpec:
             model=True,
         ),
     )
-    processing_class: "PreTrainedTokenizerBase | None" = field(
-        default=None, metadata=argument("The tokenizer; by default the model's own.")
+    processing_class: "PreTrainedTokenizerBase | str | Path | None" = field(
+        default=None, metadata=argument("The tokenizer, or its path; by default the model's own.")
     )
     data: "Mapping[str, Any] | DataSettings | None" = field(
         default=None,

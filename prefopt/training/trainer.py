@@ -25,6 +25,7 @@ from prefopt.core.objective import Objective
 from prefopt.data import TokenizedDataset
 from prefopt.models import save_policy
 from prefopt.scoring import share_prompts as let_share_prompts
+from prefopt.training.balancing import ExpertBalance
 from prefopt.training.build import assemble, check_batches
 from prefopt.training.checkpoint import (
     check_room,
@@ -107,6 +108,7 @@ class Trainer(transformers.Trainer):
         # Every share of a step's loss is divided by global denominators already.
         self.loss_is_scaled_for_ga = True
         check_batches(self.algorithm, self.objective.needs, self.args)
+        self.balance = ExpertBalance(policy, rewards=self.objective.needs.rewards)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         whole = why_whole(self.args, self.algorithm.name, coupled=self.objective.needs.coupled, sharded=sharded)
         self._learned, self._scored = MicroBatchSplitter("training", whole), MicroBatchSplitter("scoring", whole)
@@ -180,6 +182,7 @@ class Trainer(transformers.Trainer):
         self._guard.begin(batches)
         batches, step = self.preparer.step(self.model, batches, self.objective_state)
         self._pending_state = {key: step.state[key] for key in self.objective_state}
+        self.balance.begin(batches)
         return batches, step
 
     def compute_loss(
@@ -191,11 +194,12 @@ class Trainer(transformers.Trainer):
     ) -> Tensor:
         """This micro-batch's share of the loss of its step."""
         # Around more than the policy's own forward: models beside it compute as it does, and so does what is compared.
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.balance.collected():
             container = self.scorer.container(model, inputs)
         loss = self.objective(container, num_items_in_batch.state)
-        self._seen = self.source.metrics(loss)
-        return step_loss(loss, num_items_in_batch.denominators, self.accelerator.num_processes)
+        balance, logged = self.balance.share()
+        self._seen = {**self.source.metrics(loss), **logged}
+        return step_loss(loss, num_items_in_batch.denominators, self.accelerator.num_processes) + balance
 
     def training_step(
         self, model: nn.Module, inputs: MicroBatch, num_items_in_batch: StepContext | None = None

@@ -10,8 +10,8 @@ from prefopt.data import prepare_dataset
 from prefopt.data.audit import Audit
 from prefopt.data.reasons import CORRECT, Cause, Reason, SkipRow, tally
 
-DETAILS = {"column": "x", "columns": "'x'", "limit": 9, "low": 0, "high": 1, "role": "'y'", "row": 3, "error": "E",
-           "why": "empty"}  # fmt: skip
+DETAILS = {"token": "</s>", "column": "x", "columns": "'x'", "limit": 9, "low": 0, "high": 1, "role": "'y'", "row": 3, 
+           "error": "E", "why": "empty"}  # fmt: skip
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -22,7 +22,8 @@ def test_every_reason_has_words_for_its_details(reason: Reason) -> None:
     assert reason.remedy and not reason.remedy.endswith(".")
     # What a limit decides is remedied by the limit.
     assert reason.length == ("data.max_length" in reason.remedy)
-    assert (reason.remedy != CORRECT) == (reason.length or reason in (Reason.TEMPLATE_REWRITES, Reason.NOT_JSON))
+    own = (Reason.TEMPLATE_REWRITES, Reason.NOT_JSON, Reason.PRERENDERED)
+    assert (reason.remedy != CORRECT) == (reason.length or reason in own)
 
 
 def test_details_tell_causes_apart() -> None:

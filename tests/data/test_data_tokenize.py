@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,8 +78,8 @@ def test_a_token_across_the_seam_is_really_met(make):
 def test_bos_once_also_where_the_text_has_it(make):
     tokenizer = make("bos")
     bos = tokenizer.bos_token_id
-    for prompt in ("Hi", "<s>Hi"):
-        head, ids, _ = complete(tokenizer, prompt, " you")
+    for prompt, rendered in (("Hi", False), ("<s>Hi", True)):
+        head, ids, _ = complete(tokenizer, prompt, " you", prerendered=rendered)
         assert (head + ids).count(bos) == 1
         assert head[0] == bos
     llama = make("llama2")
@@ -90,7 +91,8 @@ def test_bos_once_also_where_the_text_has_it(make):
 
 def test_eos_once_also_where_the_text_has_it(make):
     tokenizer = make("bos")
-    assert complete(tokenizer, "Hi", " you</s>")[1] == complete(tokenizer, "Hi", " you")[1]
+    rendered = complete(tokenizer, "Hi", " you</s>", prerendered=True)
+    assert rendered[1] == complete(tokenizer, "Hi", " you")[1]
 
 
 def test_an_empty_prompt_needs_bos(make):
@@ -388,7 +390,7 @@ def test_useless_rows_are_dropped_with_their_reasons(make):
         PairExample([u("Hi")], [a("")], [a("x")]),
         PairExample("Hi", "x</s>", "x"),
     ]
-    dropped = tokenize(rows, make("bos"), SETTINGS, 99).dropped
+    dropped = tokenize(rows, make("bos"), replace(SETTINGS, prerendered=True), 99).dropped
     assert sentences(dropped) == {"with chosen equal to rejected": 2, "with an empty completion": 2}
 
 

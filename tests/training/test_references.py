@@ -8,7 +8,7 @@ import tiny
 import torch
 from bitsandbytes.nn import Linear4bit
 from helpers import losses, trainer
-from peft import LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import prefopt
@@ -74,18 +74,10 @@ def test_an_adapter_on_the_same_base_serves_as_reference_without_a_second_model(
     assert losses(shared)[0] == pytest.approx(losses(apart)[0], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM"),
-        PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
-    ],
-    ids=["lora", "soft prompt"],
-)
-def test_an_adapter_that_is_off_is_on_again_whatever_happens(config: PeftConfig) -> None:
+def test_an_adapter_that_is_off_is_on_again_whatever_happens() -> None:
     ids = torch.tensor([[1, 7, 10, 11, 2]])
     alone = tiny.model(0)(ids).logits
-    model = get_peft_model(tiny.model(0), config)
+    model = get_peft_model(tiny.model(0), LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM"))
     adapted = model(ids).logits
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     with pytest.raises(ZeroDivisionError), adapter_off(model):
@@ -93,7 +85,7 @@ def test_an_adapter_that_is_off_is_on_again_whatever_happens(config: PeftConfig)
         raise ZeroDivisionError
     again = model(ids).logits
     assert torch.equal(again, adapted) and again.requires_grad
-    assert again.shape != alone.shape or not torch.allclose(again, alone, atol=1e-3)
+    assert not torch.allclose(again, alone, atol=1e-3)
     assert trained == [name for name, weight in model.named_parameters() if weight.requires_grad]
 
 

@@ -53,7 +53,7 @@ def kto(policy_logps, ref_logps, labels, kl, beta=0.1):
     [(dpo, "dpo"), (dpo_as_a_tuple, "dpo"), (dpo_of_tokens, "dpo"), (simpo, "simpo"), (kto, "kto")],
 )
 def test_right_losses_pass(function, name: str) -> None:
-    report = verify(function, as_=name, examples=20)
+    report = verify(function, as_=name, examples=6)
     assert report, str(report)
     assert f"{function.__name__} is {name}" in str(report)
 
@@ -147,7 +147,7 @@ def kto_turned(policy_logps, ref_logps, labels, kl, beta=0.1):
     ],
 )
 def test_wrong_losses_fail_with_their_cause(function, name: str, cause: str) -> None:
-    report = verify(function, as_=name, examples=20)
+    report = verify(function, as_=name, examples=6)
     assert not report
     assert cause in report.cause
     assert "logps" in report.counterexample and "✗" in str(report)
@@ -291,11 +291,11 @@ def test_idle_hyperparameters_and_needless_needs_are_found() -> None:
 
 
 def test_an_objective_is_verified_alone_or_as_a_loss() -> None:
-    report = verify(Own, examples=8)
+    report = verify(Own, examples=4)
     assert isinstance(report, Report) and report, str(report)
-    assert verify(Own, as_="dpo", examples=8)
-    assert not verify(Own, as_="ipo", examples=8)
-    assert not verify(Coupled, examples=8)
+    assert verify(Own, as_="dpo", examples=4)
+    assert not verify(Own, as_="ipo", examples=4)
+    assert not verify(Coupled, examples=4)
 
 
 # --- The command -----------------------------------------------------------------------------------------------------
