@@ -141,6 +141,8 @@ def load_tokenizer(model: str | Path | nn.Module, *, trust_remote_code: bool = F
         ModelError: none was found, or it has no end-of-sequence token.
     """
     name = str(model) if isinstance(model, (str, Path)) else model.config._name_or_path
+    if not name:
+        raise ModelError("the model was made without a name, so its tokenizer is not known: pass processing_class=.")
     folder = Path(name)
     if not (folder / "tokenizer_config.json").is_file():
         name = SavedModel.of(name).base

@@ -40,6 +40,9 @@ class SavedModel:
         Raises:
             ModelError: One of its files is damaged.
         """
+        if not str(name):
+            # A model that was made from a config has no name, and no folder.
+            return cls("")
         folder = Path(name)
         return cls(str(name), _read(folder / RUN_FILE) or {}, _read(folder / ADAPTER_FILE))
 

@@ -64,7 +64,9 @@ class EncoderRewardModel:
             UsageError: as many prompts as completions are not given, or one is too long.
         """
         check_numbers(prompts, completions)
-        rows = self.tokenizer([_text(prompt) for prompt in prompts], list(completions))
+        # A "[SEP]" that somebody wrote is text.
+        texts = [_text(prompt) for prompt in prompts], list(completions)
+        rows = self.tokenizer(*texts, split_special_tokens=True)
         lengths = [len(ids) for ids in rows["input_ids"]]
         for number, length in enumerate(lengths):
             check_length(number, length, self.context)

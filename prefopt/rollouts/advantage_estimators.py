@@ -1,6 +1,6 @@
 """Rollout processors that estimate advantages: one for every token of every completion."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from prefopt.core.batches import Batch, Rollouts
 from prefopt.core.policy_gradient import ESTIMATORS, kl_estimate
 from prefopt.core.recipe import Range
-from prefopt.core.settings import check_parameter, parameter
+from prefopt.core.settings import check_settings, parameter
 from prefopt.data import TokenizedExample
 from prefopt.rollouts.advantages import (
     gae,
@@ -31,8 +31,7 @@ class AdvantageEstimator(RolloutProcessor):
     batch: ClassVar[type[Batch]] = Rollouts
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            check_parameter(type(self).__name__, field, getattr(self, field.name))
+        check_settings(self, type(self).__name__)
 
     @property
     def needs(self) -> frozenset[str]:

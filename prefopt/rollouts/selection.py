@@ -1,13 +1,13 @@
 """Rollout processors that select: which completions are imitated, and which pairs are compared."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from prefopt.core.batches import Batch, Demonstrations, Pairs
 from prefopt.core.recipe import Range
-from prefopt.core.settings import check_parameter, parameter
+from prefopt.core.settings import check_settings, parameter
 from prefopt.data import TokenizedExample
 from prefopt.rollouts.processor import RolloutProcessor
 from prefopt.rollouts.rollout import POLICY, REFERENCE, Group, Rollout, example_of
@@ -21,8 +21,7 @@ class Selection(RolloutProcessor):
     batch: ClassVar[type[Batch]] = Pairs
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            check_parameter(type(self).__name__, field, getattr(self, field.name))
+        check_settings(self, type(self).__name__)
 
     def keep_group(self, group: Group) -> bool:
         return bool(self.of_group(group))

@@ -10,7 +10,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
 
 from prefopt.algorithms import Algorithm
 from prefopt.core.console import say
@@ -20,7 +22,17 @@ from prefopt.core.version import VERSION
 from prefopt.data import DataSettings, TokenizedDataset
 from prefopt.models import RUN_FILE
 from prefopt.models.fingerprint import fingerprint
-from prefopt.training.manifest import MANIFEST, UNFINISHED, checkpoints_of, digest_of, flaw_of, newest_whole
+from prefopt.training.manifest import (
+    MANIFEST,
+    UNFINISHED,
+    changed_arguments,
+    checkpoints_of,
+    digest_of,
+    flaw_of,
+    newest_whole,
+    refuse_another_run,
+    seal,
+)
 from prefopt.training.metrics import Means
 
 STATE_FILE = "objective_state.safetensors"
@@ -41,14 +53,31 @@ ARGUMENTS = (
 """Training arguments that a resumed run may change, and says so."""
 
 
-def checkpoint_to_resume(given: str | Path | bool | None, output_dir: str) -> Path | None:
+def checkpoint_to_resume(
+    given: str | Path | bool | None, output_dir: str, run: Mapping[str, Any] | None, *, anyway: bool = False
+) -> Path | None:
     """The checkpoint that is named, or for True the newest whole one in the output folder; None for a fresh start.
 
+    Args:
+        given: The name, or True.
+        output_dir: The output folder.
+        run: What `identity_of` says of the run that resumes.
+        anyway: Whether the checkpoint may be that of another run.
+
     Raises:
-        UsageError: There is none, or the named one is damaged.
+        UsageError: There is none, the named one is damaged, or another run wrote it.
     """
     if not given:
         return None
+    folder = _whole_checkpoint(given, output_dir)
+    if not anyway:
+        refuse_another_run(folder, run)
+    if changed := changed_arguments(folder, run):
+        say(f"resuming with other arguments: {', '.join(changed)}.")
+    return folder
+
+
+def _whole_checkpoint(given: str | Path | bool, output_dir: str) -> Path:
     if given is not True:
         folder = Path(given)
         if not folder.is_dir():
@@ -68,7 +97,49 @@ def checkpoint_to_resume(given: str | Path | bool | None, output_dir: str) -> Pa
     return folder
 
 
-def set_aside(output_dir: str | Path) -> None:
+def prepare_folder(output_dir: str | Path, weights: Iterable[nn.Parameter], *, fresh: bool) -> None:
+    """Make sure, before anything is trained, that checkpoints can be written.
+
+    Args:
+        output_dir: The folder of the checkpoints.
+        weights: The weights that are trained.
+        fresh: Whether the run begins anew; checkpoints of an earlier one then move out of its way.
+
+    Raises:
+        UsageError: The folder cannot be written to, or its disk has no room for a checkpoint.
+    """
+    if fresh:
+        _set_aside(output_dir)
+    _check_room(output_dir, weights)
+
+
+def finish_checkpoint(
+    target: Path, name: str, state: TrainerState, run: Mapping[str, Any], *, keep: int | None
+) -> None:
+    """Seal a checkpoint that has been written in `UNFINISHED`, give it its name, and delete those that are too many.
+
+    Args:
+        target: The folder of the checkpoints.
+        name: The checkpoint's name.
+        state: The state of transformers' trainer, which names the best checkpoint.
+        run: What `identity_of` says of the run.
+        keep: The number of checkpoints to keep; None for all.
+    """
+    written = target / UNFINISHED / name
+    if state.best_model_checkpoint == str(written):
+        state.best_model_checkpoint = str(target / name)
+        state.save_to_json(str(written / TRAINER_STATE_NAME))
+    seal(written, run)
+    if (target / name).exists():  # a run that goes on from an earlier step than its last one
+        shutil.rmtree(target / name)
+    written.rename(target / name)
+    (target / UNFINISHED).rmdir()
+    rotate_checkpoints(
+        str(target), save_total_limit=keep, best_model_checkpoint=state.best_model_checkpoint, use_mtime=True
+    )
+
+
+def _set_aside(output_dir: str | Path) -> None:
     """Move the checkpoints of an earlier run out of the way of a fresh start."""
     output_dir = Path(output_dir)
     shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)
@@ -84,7 +155,7 @@ def set_aside(output_dir: str | Path) -> None:
     say(f"{output_dir} has checkpoints of an earlier run: they are now in {target}. To go on from them, resume.")
 
 
-def check_room(output_dir: str | Path, weights: Iterable[nn.Parameter]) -> None:
+def _check_room(output_dir: str | Path, weights: Iterable[nn.Parameter]) -> None:
     """Refuse a folder that cannot be written to, or a disk without room for a checkpoint, before anything is trained.
 
     Raises:

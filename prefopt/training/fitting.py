@@ -1,5 +1,6 @@
 """Whether the model and the tokenizers of a run fit it: what is refused, what is mended, and what is said of it."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ def tokenizer_of(spec: RunSpec) -> PreTrainedTokenizerBase:
     """The tokenizer that was given, as an object or by its path, or the model's own."""
     given = spec.processing_class
     if isinstance(given, PreTrainedTokenizerBase):
+        if given.pad_token_id is None and given.eos_token_id is not None:
+            # Masks decide what is padding; the user's own object stays as it is.
+            given = copy.deepcopy(given)
+            given.pad_token = given.eos_token
         return given
     if given is not None and not isinstance(given, (str, Path)):
         raise UsageError(f"processing_class must be a tokenizer or the path of one, not {type(given).__name__}.")

@@ -12,11 +12,9 @@ import transformers
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from prefopt.core.arguments import method_takes
-from prefopt.core.console import say
 from prefopt.core.counts import LossSums, step_loss
 from prefopt.core.errors import UsageError
 from prefopt.core.loss import State
@@ -28,19 +26,19 @@ from prefopt.scoring import share_prompts as let_share_prompts
 from prefopt.training.balancing import ExpertBalance
 from prefopt.training.build import assemble, check_batches
 from prefopt.training.checkpoint import (
-    check_room,
     checkpoint_to_resume,
+    finish_checkpoint,
     identity_of,
     load_log,
     load_state,
+    prepare_folder,
     save_log,
     save_state,
-    set_aside,
     write_record,
 )
 from prefopt.training.context import TrainingContext
 from prefopt.training.held_out import HeldOutAccuracy
-from prefopt.training.manifest import UNFINISHED, changed_arguments, refuse_another_run, seal
+from prefopt.training.manifest import UNFINISHED
 from prefopt.training.metrics import Means
 from prefopt.training.preparation import StepContext, StepPreparer
 from prefopt.training.reference_cache import ReferenceCache
@@ -339,21 +337,15 @@ class Trainer(transformers.Trainer):
             UsageError: There is no whole checkpoint, or another run wrote it; the output folder cannot be written to.
             Diverged: Losses or gradients are no longer finite.
         """
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         saves = self.args.save_strategy != "no"
-        if (saves or checkpoint is not None) and self._run is None:
+        if (saves or resume_from_checkpoint) and self._run is None:
             self._run = identity_of(self.algorithm, self.policy, self.args, self.train_dataset, self.context.data_seed)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir, self._run, anyway=resume_anyway)
         if checkpoint is not None:
-            if not resume_anyway:
-                refuse_another_run(checkpoint, self._run)
-            if changed := changed_arguments(checkpoint, self._run):
-                say(f"resuming with other arguments: {', '.join(changed)}.")
             self.objective_state = load_state(checkpoint, self.args.device) or self.objective_state
             self.preparer.starts_equal = False
-        elif saves and self.args.should_save:
-            set_aside(self.args.output_dir)
         if saves and self.args.should_save:
-            check_room(self.args.output_dir, self.policy.parameters())
+            prepare_folder(self.args.output_dir, self.policy.parameters(), fresh=checkpoint is None)
         result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **options)
         self._guard.end(self.state.global_step - self._initial_global_step)
         return result
@@ -389,17 +381,8 @@ class Trainer(transformers.Trainer):
             self._unfinished, self.args.push_to_hub, self.args.save_total_limit = False, pushes, limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            written = target / UNFINISHED / name
-            if self.state.best_model_checkpoint == str(written):
-                self.state.best_model_checkpoint = str(target / name)
-                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-            seal(written, {**self._run, "step": self.state.global_step})
-            if (target / name).exists():  # a run that goes on from an earlier step than its last one
-                shutil.rmtree(target / name)
-            written.rename(target / name)
-            (target / UNFINISHED).rmdir()
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(target), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
+            run = {**self._run, "step": self.state.global_step}
+            finish_checkpoint(target, name, self.state, run, keep=limit)
         self.accelerator.wait_for_everyone()
         if pushes:
             self._push_from_checkpoint(str(target / name))

@@ -110,7 +110,7 @@ def test_a_reference_cache_and_prompts_that_are_not_shared(
     run(monkeypatch, "train", *told)
     assert "12 rows" in capsys.readouterr().err
     assert len(list((world / "kept").iterdir())) == 1
-    run(monkeypatch, "train", *told, "--share-prompts")
+    run(monkeypatch, "train", *[word if word != "out" else "again" for word in told], "--share-prompts")
     assert "log-probs of 12 rows read from kept/" in capsys.readouterr().err
     assert [why_not_shared(one.model) for one in trainers] == ["it was switched off", ""]
     shared, padded = (one.state.log_history[-1]["train_loss"] for one in trainers)
@@ -182,5 +182,5 @@ def test_a_launcher_trains_on_two_processes(world: Path) -> None:
 
 def test_answers_come_from_weights_in_half_where_the_card_has_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of 8 billion weights in float32 fits no consumer card."""
-    monkeypatch.setattr("prefopt.cli.talk.compute_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr("prefopt.models.load.compute_dtype", lambda: torch.bfloat16)
     assert Talker(str(world / "model"), seed=0).model.dtype == torch.bfloat16

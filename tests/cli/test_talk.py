@@ -60,6 +60,14 @@ def test_a_qlora_result_on_its_quantized_base_with_its_template_arguments(adapte
     assert text.split()[:1] == talker.tokenizer.decode([expected], skip_special_tokens=True).split()
 
 
+def test_it_is_trained_further_on_its_quantized_base(adapter: Path, tmp_path: Path) -> None:
+    args = {"max_steps": 1, "use_cpu": True, "report_to": [], "output_dir": str(tmp_path)}
+    run = prefopt.Trainer(str(adapter), "dpo", tiny.pairs(4), args=args)
+    assert sum(isinstance(module, Linear4bit) for module in run.policy.modules()) == 14
+    whole = prefopt.Trainer(str(adapter), "dpo", tiny.pairs(4), adapter="lora", args=args)
+    assert not any(isinstance(module, Linear4bit) for module in whole.policy.modules())
+
+
 def test_typed_control_tokens_stay_text(adapter: Path, monkeypatch, capsys) -> None:
     asked = []
     monkeypatch.setattr(

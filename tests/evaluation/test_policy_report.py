@@ -123,7 +123,7 @@ def test_both_models_are_in_half_where_the_card_computes_so(world: Path, monkeyp
         found.append(load_policy(*given))
         return found[-1]
 
-    monkeypatch.setattr("prefopt.evaluation.run.compute_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr("prefopt.models.load.compute_dtype", lambda: torch.bfloat16)
     monkeypatch.setattr("prefopt.evaluation.run.load_policy", load)
     given = ("--reward", "reward.py:short", "--against", "start", "--out", "out")
     assert run(monkeypatch, "evaluate", "policy", *QUICK, *given) == 0

@@ -1,4 +1,4 @@
-"""Values and gradients of the pairwise objectives against their mpmath references, and the facts that pin them down."""
+"""Facts that pin the pairwise objectives down. Values and gradients everywhere else are certified."""
 
 import math
 from dataclasses import replace
@@ -16,42 +16,15 @@ from prefopt.core.registry import lookup
 from prefopt.objectives import get_objective
 from prefopt.verify.leaves import leaves, with_leaves
 
-SETTINGS = {
-    "cdpo": [{}, {"beta": 0.7, "label_smoothing": 0.3}, {"label_smoothing": 0.0}],
-    "robust_dpo": [{}, {"beta": 0.7, "label_smoothing": 0.3}, {"label_smoothing": 0.0}],
-    "hinge": [{}, {"gamma": 0.6}],
-    "slic": [{}, {"delta": 3.0, "lam": 0.7}],
-    "exo_pair": [{}, {"beta": 0.6, "label_smoothing": 0.2}, {"label_smoothing": 0.01, "normalised": False}],
-    "nca_pair": [{}, {"beta": 0.9}],
-    "sppo_hard": [{}, {"beta": 0.3}, {"beta": 0.3, "halve": True}],
-    "sppo": [{}, {"beta": 0.3, "win_rate": "each"}, {"beta": 0.3, "halve": True}],
-    "apo_zero": [{}, {"beta": 0.8}],
-    "apo_down": [{}, {"beta": 0.8}],
-    "aot_paired": [{}, {"beta": 0.5, "label_smoothing": 0.2}],
-    "aot_unpaired": [{}, {"beta": 0.5, "label_smoothing": 0.2}],
-    "discopop": [{}, {"beta": 0.4, "tau": 0.3}, {"beta": 0.4, "tau": 1.0}],
-    "fdpo": [
-        {},
-        {"divergence": "reverse_kl", "beta": 0.4},
-        {"divergence": "forward_kl", "beta": 0.4},
-        {"divergence": "alpha"},
-        {"divergence": "alpha", "alpha": 0.2, "beta": 0.4},
-        {"divergence": "alpha", "alpha": 1e-9, "beta": 0.4},
-    ],
-    "rdpo_length": [{}, {"alpha": 0.6, "beta": 0.4}],
-    "ld_dpo": [{}, {"alpha": 0.2, "beta": 0.4}, {"reweight_reference": False}, {"alpha": 0.0}],
-    "dpop": [{}, {"beta": 0.2, "lam": 3.0}],
-    "rpo_nll": [{}, {"alpha": 0.3, "nll": "token"}],
-    "dpo_norm": [{}, {"beta": 0.8}],
-    "cal_dpo": [{}, {"beta": 0.2, "weight": 0.5}],
-    "reward_aware_rpo": [{}, {"distance": "forward_kl", "eta": 0.4}, {"distance": "squared", "beta": 0.6}],
-    "rebel": [{}, {"eta": 0.3}, {"eta": 0.3, "eta_on_rewards": True}],
-    "cpo": [{}, {"nll": "sequence", "alpha": 0.3}, {"nll": "sum", "alpha": 0.3, "beta": 0.6}],
-    "cpo_simpo": [{}, {"nll": "sequence", "alpha": 0.3, "gamma": 0.4}],
-    "alphapo": [{}, {"alpha": -0.7, "beta": 1.5, "gamma": 0.4}, {"alpha": 0.0}, {"alpha": 1e-9}],
-}
-
-CASES = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
+# What the certificates hardly draw: a hyperparameter at or next to the end of its range, where a formula changes.
+EDGES = [
+    ("cdpo", {"label_smoothing": 0.0}),
+    ("exo_pair", {"label_smoothing": 0.01, "normalised": False}),
+    ("fdpo", {"divergence": "alpha", "alpha": 1e-9, "beta": 0.4}),
+    ("ld_dpo", {"alpha": 0.0}),
+    ("alphapo", {"alpha": 0.0}),
+    ("alphapo", {"alpha": 1e-9}),
+]
 
 # Per-token log-probabilities: chosen, its reference, rejected, its reference; then preference and the two scores.
 THREE = [
@@ -130,7 +103,7 @@ def gradient(objective, batch, name) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rows", [THREE, ONE, FAR], ids=["three", "one", "far"])
-@pytest.mark.parametrize(("name", "setting"), CASES)
+@pytest.mark.parametrize(("name", "setting"), EDGES)
 def test_value(name, setting, rows):
     objective = get_objective(name, **setting)
     with mp.workdps(50):
@@ -140,7 +113,7 @@ def test_value(name, setting, rows):
         assert abs(mpf(float(found)) - expected) <= mpf("2e-13") * max(abs(expected), 1)
 
 
-@pytest.mark.parametrize(("name", "setting"), CASES)
+@pytest.mark.parametrize(("name", "setting"), EDGES)
 def test_gradient(name, setting):
     rows = [
         ([-0.3, -1.7], [-0.8, -1.1], [-2.2, -0.4, -0.6], [-1.3, -0.9, -0.1], 0.8, 1.5, 0.25),
@@ -644,7 +617,7 @@ def test_ambiguous_names_are_refused(name, choices):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "setting"), CASES)
+@pytest.mark.parametrize(("name", "setting"), EDGES)
 def test_finite_at_the_ends(name, setting, dtype):
     ends = [0.0, -1e-8, -1e4]
     rows = [([a], [b], [c], [d], 0.5, 1.0, -1.0) for a in ends for b in ends for c in ends for d in ends]

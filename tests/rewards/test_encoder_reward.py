@@ -104,3 +104,9 @@ def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
         evaluate(Evaluation(model=name, data=str(tmp_path / "pairs.json"), out=str(tmp_path / "report")))
     with pytest.raises(UsageError, match="is an encoder, whose passes cannot be planned"):
         plan(model=tiny.model().config, algorithm="grpo", reward=name, data={"max_length": 8})
+
+
+def test_a_separator_that_somebody_wrote_stays_text(tmp_path: Path) -> None:
+    reward = load_reward(encoder(tmp_path))
+    # To this tokenizer a word of several letters is unknown, and a separator is not.
+    assert reward(["a[SEP]b"], ["x"]) == reward(["abc"], ["x"])

@@ -1,17 +1,10 @@
-"""Train online algorithms on the tiny model and write what each process ends with: run under a launcher.
-
-Usage: distributed_online_run.py FOLDER
-"""
+"""Train online algorithms on the tiny model and write what each of two processes ends with."""
 
 import json
-import sys
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import torch
 from accelerate import PartialState
-from leaving import leave_early
 from online_runs import ADAPTER, PROMPTS, Spy, logs, online, weights, worth
 
 import prefopt
@@ -68,8 +61,3 @@ def main(folder: Path) -> None:
         }
     results["refusal"] = refusal(state.process_index)
     (folder / f"rank-{state.process_index}.json").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    leave_early()

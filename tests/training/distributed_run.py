@@ -1,20 +1,13 @@
-"""Train a few algorithms on the tiny model in float64 and write their losses: run by itself and under a launcher.
-
-Usage: distributed_run.py OUT.json
-"""
+"""Train a few algorithms on the tiny model in float64 and write their losses: alone, and as one of two processes."""
 
 import json
-import sys
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import tiny
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from helpers import losses, trainer
-from leaving import leave_early
 
 from prefopt.core.micro_batch import MicroBatch
 from prefopt.scoring import tiles
@@ -45,7 +38,7 @@ class Scored:
         return gather_object([rows])
 
 
-def main(out: str) -> None:
+def main(out: Path) -> None:
     torch.set_num_threads(1)
     ranks = PartialState(cpu=True).num_processes
     # So few tokens at once that there is something for everyone.
@@ -59,7 +52,7 @@ def main(out: str) -> None:
             algorithm,
             # 13 pairs at 8 a step: the last step of an epoch is short, and for labelled rows uneven over ranks.
             tiny.ranked(13) if name == "dpo_pl" else tiny.pairs(13),
-            reference_cache=Path(out).with_suffix(".cache") if cached else None,
+            reference_cache=out.with_suffix(".cache") if cached else None,
             eval_dataset=tiny.pairs(5, seed=1),
             model=tiny.model(0, torch.float64),
             reference=tiny.model(1, torch.float64) if name != "orpo" else None,
@@ -77,9 +70,4 @@ def main(out: str) -> None:
         log = run.state.log_history[0]
         results[name] = {"losses": losses(run), "evaluation": kept, "log": log, "scored": scored.drain()}
     if PartialState().is_main_process:
-        Path(out).write_text(json.dumps({"ranks": ranks, "results": results}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
-    leave_early()
+        out.write_text(json.dumps({"ranks": ranks, "results": results}))

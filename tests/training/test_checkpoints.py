@@ -124,11 +124,9 @@ def test_what_is_meant_resumes_anyway(folder: Path) -> None:
     assert run.state.global_step == 5
 
 
-def test_other_arguments_are_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr("prefopt.training.trainer.say", lines.append)
+def test_other_arguments_are_said(folder: Path, said: list[str]) -> None:
     make(folder, learning_rate=2e-3).train(resume_from_checkpoint=True)
-    assert "resuming with other arguments: learning_rate 0.002 (was 0.001)." in lines
+    assert "resuming with other arguments: learning_rate 0.002 (was 0.001)." in said
 
 
 def test_the_log_goes_on_in_the_middle_of_a_line(folder: Path, tmp_path: Path) -> None:

@@ -1,38 +1,67 @@
-"""Two processes train what one trains."""
+"""Two processes train what one trains; online they sample apart and learn together."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import distributed_run
+import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parent / "distributed_run.py"
-# accelerate's launcher starts several processes on one CPU machine only under this flag (`--cpu` alone wants MPI);
-# the processes themselves ask for the CPU.
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+from prefopt.scoring import tiles
+from prefopt.scoring.scorer import Scorer
+from prefopt.training import reference_cache
+
+SCRIPT = Path(__file__).parent / "distributed_runs.py"
+NAMES = ("grpo", "ppo-adapter", "ppo-head")
 
 
-def run(out: Path, *launcher: str) -> dict:
-    done = subprocess.run([sys.executable, *launcher, str(SCRIPT), str(out)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return taken.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+    """What two processes wrote. A launcher gives them these variables; test_commands.py starts one."""
+    out = tmp_path_factory.mktemp("runs")
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    environments = [os.environ | group | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    command, files = [sys.executable, str(SCRIPT), str(out)], [out / f"stderr-{rank}" for rank in (0, 1)]
+    processes = []
+    for environment, file in zip(environments, files, strict=True):
+        with file.open("w") as errors:
+            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors))
+    try:
+        # One that fails leaves the other waiting for it.
+        while None in [process.poll() for process in processes] and not any(one.poll() for one in processes):
+            time.sleep(0.1)
+        codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], "\n".join(file.read_text()[-3000:] for file in files)
+    return out
 
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> dict:
-    return run(folder / "one.json")
+    with pytest.MonkeyPatch.context() as patch:
+        # It changes these, which other tests want as they were.
+        for place, name in ((Scorer, "score_reference"), (reference_cache, "TOKENS"), (tiles, "TILE")):
+            patch.setattr(place, name, getattr(place, name))
+        distributed_run.main(folder / "one.json")
+    return json.loads((folder / "one.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> dict:
-    return run(folder / "two.json", *LAUNCH)
+    return json.loads((folder / "two.json").read_text())
 
 
 def test_two_processes_give_the_losses_of_one(one: dict, two: dict) -> None:
@@ -60,3 +89,53 @@ def test_two_processes_fill_a_reference_cache_together(one: dict, two: dict, fol
     # Completions and mismatched ones, for training and evaluation; nothing unfinished, and the same names.
     files = [sorted(path.name for path in (folder / f"{name}.cache").iterdir()) for name in ("one", "two")]
     assert files[0] == files[1] and len(files[0]) == 4
+
+
+# ---- online ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ranks(folder: Path) -> list[dict]:
+    found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [one["ranks"] for one in found] == [2, 2]
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_end_with_the_same_weights_and_numbers(ranks: list[dict], name: str) -> None:
+    one, two = (rank[name] for rank in ranks)
+    assert one["weights"] == two["weights"]
+    assert one["evaluation"] == two["evaluation"]
+    assert all(np.isfinite(value) for value in one["weights"].values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_sample_other_completions_of_other_prompts(ranks: list[dict], name: str) -> None:
+    one, two = (rank[name] for rank in ranks)
+    assert not {tuple(ids) for ids in one["prompts"]} & {tuple(ids) for ids in two["prompts"]}
+    assert one["first"] != two["first"]
+    # The reward that is logged is that of both.
+    assert one["reward"][0] == pytest.approx(np.mean([*one["rewards"], *two["rewards"]]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ppo-adapter", "ppo-head"])
+def test_advantages_are_whitened_over_both(ranks: list[dict], name: str) -> None:
+    parts = [np.array(rank[name]["advantages"]) for rank in ranks]
+    together = np.concatenate(parts)
+    assert together.mean() == pytest.approx(0, abs=1e-6)
+    assert together.std() == pytest.approx(1, abs=1e-5)
+    assert all(abs(part.mean()) > 1e-3 for part in parts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_goes_on_with_its_own_rollout(folder: Path, ranks: list[dict], name: str) -> None:
+    checkpoint = folder / name / "checkpoint-3"
+    for rank in (0, 1):
+        assert (checkpoint / f"rollout-{rank}.json").is_file()
+        assert (checkpoint / f"rollout-{rank}.safetensors").is_file()
+    for rank in ranks:
+        assert rank[name]["resumed"] == rank[name]["weights"]
+
+
+def test_both_stop_where_the_rewards_of_one_distinguish_nothing(ranks: list[dict]) -> None:
+    assert all("distinguish no completions" in rank["refusal"] for rank in ranks)
