@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from prefopt.rollouts import RolloutProcessor as RolloutProcessor
     from prefopt.rollouts import Selection as Selection
     from prefopt.rollouts import example_of as example_of
-    from prefopt.rollouts.generator import GenerationSettings as GenerationSettings
+    from prefopt.rollouts.settings import GenerationSettings as GenerationSettings
     from prefopt.training.trainer import Trainer as Trainer
     from prefopt.training.watch import Watch as Watch
 
@@ -76,7 +76,7 @@ _HOME = {
     "Demonstrations": "prefopt.core.batches",
     "Ensemble": "prefopt.rewards.reward",
     "Evidence": "prefopt.core.evidence",
-    "GenerationSettings": "prefopt.rollouts.generator",
+    "GenerationSettings": "prefopt.rollouts.settings",
     "Group": "prefopt.rollouts",
     "Judge": "prefopt.rewards.judge",
     "KLPenalty": "prefopt.rollouts",

@@ -30,9 +30,20 @@ class CriticSettings(Settings):
         "auto is an adapter beside an adapter, a model beside a model",
         choices=("auto", "head", "adapter", "model"),
     )
-    critic_rate: float = parameter(1.0, "its learning rate as a multiple of the policy's", above=0)
+    critic_start: str = parameter(
+        "auto",
+        "what it starts from: policy (with a head of zeros), reward (the reward model); auto is the reward model where "
+        "there is one of the same architecture and vocabulary",
+        choices=("auto", "policy", "reward"),
+    )
+    critic_rate: float = parameter(
+        10.0, "its learning rate as a multiple of the policy's, at which it would hardly learn", above=0
+    )
+    critic_warmup: int = parameter(0, "optimizer steps in which it learns and the policy waits", at_least=0)
     vf_coef: float = parameter(0.1, "weight of its loss", above=0)
-    epsilon_value: float = parameter(0.2, "how far a value may move from the one at sampling time", above=0)
+    epsilon_value: float = parameter(
+        0.2, "how far a value may move from the one at sampling time, in units of the reward", above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

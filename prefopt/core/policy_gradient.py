@@ -1,6 +1,7 @@
 """What policy-gradient objectives share: the ratio to the sampling policy, and the KL to the reference."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -62,6 +63,8 @@ class PolicyGradient(Objective[Rollouts]):
     """
 
     needs = Needs(batch=Rollouts, tokens=True, labels=("old_logps", "advantages"))
+    corrects: ClassVar[bool] = True
+    """Whether the loss stays right when the policy has moved from the one that sampled."""
 
     beta: float = parameter(0.0, "weight of the KL to the reference as a part of the loss", at_least=0)
     kl: str = parameter("k3", "estimator of that KL", choices=ESTIMATORS)

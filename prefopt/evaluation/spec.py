@@ -56,7 +56,7 @@ class Evaluation:
         metadata=argument(
             "Settings of the sampling of a policy, fields of `prefopt.GenerationSettings`.",
             file=dict,
-            settings="prefopt.rollouts.generator:GenerationSettings",
+            settings="prefopt.rollouts.settings:GenerationSettings",
             shared=True,
         ),
     )

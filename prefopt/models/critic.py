@@ -4,6 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -15,8 +16,27 @@ from prefopt.models.copies import beside, copy_of
 from prefopt.models.reward_head import ScalarHead
 
 
+@dataclass(frozen=True)
+class CriticStart:
+    """A reward model that a critic starts from.
+
+    Attributes:
+        head: The reward model's head.
+        weight: The weight of its reward in the total.
+        model: The reward model, where it is one of its own.
+        adapter: The name of its adapter, where it shares the policy's base.
+    """
+
+    head: nn.Linear
+    weight: float
+    model: nn.Module | None = None
+    adapter: str = ""
+
+
 class Critic(ABC):
-    """Values V(x, y_<t) = w·h_t + b from hidden states h of a language model, in float32; w and b start at 0.
+    """Values V(x, y_<t) = w·h_t + b from hidden states h of a language model, in float32.
+
+    w and b start at 0, or as those of a reward model.
 
     Attributes:
         head: the linear map.
@@ -26,11 +46,16 @@ class Critic(ABC):
 
     separate = True
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, policy: nn.Module, start: CriticStart | None = None) -> None:
         hidden = policy.get_output_embeddings().in_features
         self.head = ScalarHead(hidden, 1, device=next(policy.parameters()).device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        if start is not None:
+            with torch.no_grad():
+                self.head.weight.copy_(start.weight * start.head.weight)
+                if start.head.bias is not None:
+                    self.head.bias.copy_(start.weight * start.head.bias)
 
     @abstractmethod
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -81,14 +106,18 @@ class HeadCritic(Critic):
 
 
 class AdapterCritic(Critic):
-    """An adapter of its own on the policy's base, of the same shape as the policy's."""
+    """An adapter of its own on the policy's base, a copy of the policy's or of a reward model's."""
 
-    def __init__(self, policy: nn.Module) -> None:
-        super().__init__(policy)
+    def __init__(self, policy: nn.Module, start: CriticStart | None = None) -> None:
+        super().__init__(policy, start)
         name = policy.active_adapter
-        policy.add_adapter(CRITIC_ADAPTER, copy.deepcopy(policy.peft_config[name]))
-        start = get_peft_model_state_dict(policy, adapter_name=name)
-        set_peft_model_state_dict(policy, {k: v.clone() for k, v in start.items()}, adapter_name=CRITIC_ADAPTER)
+        source = name if start is None else start.adapter
+        config = copy.deepcopy(policy.peft_config[source])
+        # A reward model's adapter is frozen.
+        config.inference_mode = policy.peft_config[name].inference_mode
+        policy.add_adapter(CRITIC_ADAPTER, config)
+        weights = get_peft_model_state_dict(policy, adapter_name=source)
+        set_peft_model_state_dict(policy, {k: v.clone() for k, v in weights.items()}, adapter_name=CRITIC_ADAPTER)
         policy.set_adapter(name)
 
     @contextmanager
@@ -103,14 +132,21 @@ class AdapterCritic(Critic):
 class ModelCritic(Critic):
     """A model of its own: at the start a copy of the policy's trained weights on those that are frozen.
 
-    The vocabulary head says nothing about values, so it stays the policy's.
+    The vocabulary head says nothing about values, so it stays the policy's. A reward model's weights take the place of
+    the policy's where the critic starts from one.
     """
 
-    def __init__(self, policy: nn.Module) -> None:
-        super().__init__(policy)
+    def __init__(self, policy: nn.Module, start: CriticStart | None = None) -> None:
+        super().__init__(policy, start)
         embeddings = {id(weight) for weight in policy.get_input_embeddings().parameters()}
         head = [weight for weight in policy.get_output_embeddings().parameters() if id(weight) not in embeddings]
         self.model = copy_of(policy, head)
+        if start is not None:
+            theirs = dict(start.model.base_model.named_parameters())
+            with torch.no_grad():
+                for name, weight in self.model.base_model.named_parameters():
+                    if weight.requires_grad:
+                        weight.copy_(theirs[name])
 
     @property
     def own_models(self) -> tuple[nn.Module, ...]:
@@ -134,12 +170,13 @@ class ModelCritic(Critic):
         }
 
 
-def make_critic(kind: str | None, policy: nn.Module) -> Critic:
+def make_critic(kind: str | None, policy: nn.Module, start: CriticStart | None = None) -> Critic:
     """The critic for a policy; by default an adapter of its own beside an adapter, and a model beside a model.
 
     Args:
         kind: ``"head"``, ``"adapter"``, ``"model"`` or None.
         policy: the model that will be trained, before its first update.
+        start: a reward model to start from, which fits that kind.
 
     Raises:
         UsageError: an adapter is asked for beside a policy without one.
@@ -148,4 +185,4 @@ def make_critic(kind: str | None, policy: nn.Module) -> Critic:
     kind = kind or ("adapter" if adapters else "model")
     if kind == "adapter" and not adapters:
         raise UsageError("critic='adapter' needs a policy with an adapter: choose adapter='lora', or critic='model'.")
-    return {"head": HeadCritic, "adapter": AdapterCritic, "model": ModelCritic}[kind](policy)
+    return {"head": HeadCritic, "adapter": AdapterCritic, "model": ModelCritic}[kind](policy, start)

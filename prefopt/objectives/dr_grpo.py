@@ -3,6 +3,9 @@ from dataclasses import dataclass
 
 from prefopt.core import About, PolicyGradient, Rollouts, State, Term, independent, optimum, parameter, register
 
+DEFAULT_LIMIT = 256
+"""Tokens of a completion at the most where nothing else is said."""
+
 
 @register("dr_grpo")
 @dataclass(frozen=True, kw_only=True)
@@ -11,7 +14,8 @@ class DrGRPO(PolicyGradient):
 
     .. math:: L = −(1/G) Σ_i (1/M) Σ_t min(ρ_t A_i, clip(ρ_t, 1 − ε, 1 + ε) A_i),   A_i = r_i − mean r
 
-    M is a constant, ``max_length``; the paper's is its limit of generation, 3000, the default here is prefopt's own.
+    M is a constant, ``max_length``; as in the paper it is the limit of generation (3000 there), 256 where the loss
+    stands alone.
     The expected gradient at the sampling policy is (k − 1)/k of the policy gradient, because the mean of the group
     contains the completion itself.
 
@@ -34,11 +38,13 @@ class DrGRPO(PolicyGradient):
     )
 
     epsilon: float = parameter(0.2, "how far the ratio may move before its gradient stops", above=0, below=1)
-    max_length: float = parameter(256, "the constant M that the sum over tokens is divided by", above=0)
+    max_length: float | None = parameter(
+        None, "the constant M that the sum over tokens is divided by; by default generation's max_new_tokens", above=0
+    )
 
     @property
     def bounds(self) -> tuple[float, float]:
         return self.epsilon, self.epsilon
 
     def terms(self, batch: Rollouts, state: State) -> Mapping[str, Term]:
-        return {"policy": Term(batch.tokens.sum(self.clipped(batch)) / self.max_length)}
+        return {"policy": Term(batch.tokens.sum(self.clipped(batch)) / (self.max_length or DEFAULT_LIMIT))}

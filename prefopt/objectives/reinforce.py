@@ -1,5 +1,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -30,6 +31,8 @@ class Reinforce(PolicyGradient):
             "objectives/test_policy_gradient_exact.py::test_the_expected_gradient_at_ratio_1_is_the_policy_gradient",
         ),
     )
+
+    corrects: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

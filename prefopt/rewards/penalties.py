@@ -62,12 +62,14 @@ class SoftOverlongPunishment(BuiltIn):
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[str], lengths: list[int], max_new_tokens: list[int]
     ) -> list[float]:
+        longest = max(max_new_tokens, default=0)
+        if self.cache > longest > 0:
+            raise UsageError(f"{self.name}: cache={self.cache} is more than max_new_tokens={longest}; lower it.")
         return [self._one(length, limit) for length, limit in zip(lengths, max_new_tokens, strict=True)]
 
     def _one(self, length: int, limit: int) -> float:
-        cache = self.cache or max(1, round(limit / 5))
-        if cache > limit:
-            raise UsageError(f"{self.name}: cache={cache} is more than max_new_tokens={limit}; lower it.")
+        # A long prompt may leave less room than the cache.
+        cache = min(self.cache, limit) or max(1, round(limit / 5))
         return max(-1.0, min(0, limit - cache - length) / cache)
 
 

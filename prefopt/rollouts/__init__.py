@@ -28,10 +28,11 @@ from prefopt.rollouts.selection import (
     Selection,
     StatisticalRejection,
 )
+from prefopt.rollouts.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from prefopt.rollouts.collector import RolloutCollector as RolloutCollector
-    from prefopt.rollouts.generator import GenerationSettings as GenerationSettings
+    from prefopt.rollouts.draws import SampleKeys as SampleKeys
     from prefopt.rollouts.generator import Generator as Generator
     from prefopt.rollouts.generator import Mixture as Mixture
     from prefopt.rollouts.generator import TransformersGenerator as TransformersGenerator
@@ -42,11 +43,11 @@ if TYPE_CHECKING:
 # What samples needs transformers and peft, which take seconds to import; what says how to learn from samples does not.
 _HOME = {
     "EvaluationRollouts": "prefopt.rollouts.loader",
-    "GenerationSettings": "prefopt.rollouts.generator",
     "Generator": "prefopt.rollouts.generator",
     "Mixture": "prefopt.rollouts.generator",
     "PromptStream": "prefopt.rollouts.loader",
     "RolloutLoader": "prefopt.rollouts.loader",
+    "SampleKeys": "prefopt.rollouts.draws",
     "RolloutCollector": "prefopt.rollouts.collector",
     "TransformersGenerator": "prefopt.rollouts.generator",
 }
@@ -83,6 +84,7 @@ __all__ = [
     "RolloutLoader",
     "RolloutProcessor",
     "Sample",
+    "SampleKeys",
     "Selection",
     "StatisticalRejection",
     "TransformersGenerator",

@@ -1,12 +1,13 @@
 """Rollout processors that estimate advantages: one for every token of every completion."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from prefopt.core.batches import Batch, Rollouts
+from prefopt.core.errors import UsageError
 from prefopt.core.policy_gradient import ESTIMATORS, kl_estimate
 from prefopt.core.recipe import Range
 from prefopt.core.settings import check_settings, parameter
@@ -86,10 +87,17 @@ class Gae(KLShapedEstimator):
     gamma: float = parameter(1.0, "discount of a token", above=0, at_most=1)
     lam: float = parameter(0.95, "λ: 1 is the return minus the value, 0 the one-step error", at_least=0, at_most=1)
     whiten_rewards: bool = parameter(False, "divide rewards by their standard deviation, over all tokens")
+    normalize_scores: bool = parameter(False, "bring scores to mean 0 and deviation 1, over the rollout")
+    clip_scores: float = parameter(0.0, "bound of a score, above and below, after that; 0 is off", at_least=0)
     whiten_advantages: bool = parameter(True, "bring advantages to mean 0 and variance 1, over all tokens")
     kl_controller: str = parameter("fixed", "whether β follows the KL", choices=("fixed", "adaptive"))
     kl_target: float = parameter(6.0, "KL of a completion in nats that an adaptive β aims at", above=0)
     kl_horizon: float = parameter(10_000, "completions over which an adaptive β reacts", above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kl_controller == "adaptive" and self.kl_coef == 0:
+            raise UsageError("ppo: an adaptive kl_coef that starts at 0 stays there: set kl_coef above 0, or fixed.")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -102,13 +110,18 @@ class Gae(KLShapedEstimator):
 
     def __call__(self, rollout: Rollout) -> list[TokenizedExample]:
         mask, values = rollout.mask, rollout.tokens("values")
-        rewards = reward_to_tokens(rollout.rewards, mask, self.penalty(rollout))
+        rewards = reward_to_tokens(self.scores(rollout), mask, self.penalty(rollout))
         if self.whiten_rewards:
-            rewards = _whitened(rewards, mask, rollout, shift_mean=False)
+            rewards = _whitened(rewards, mask, shift_mean=False)
         advantages, returns = gae(rewards, values, mask, gamma=self.gamma, lam=self.lam)
         if self.whiten_advantages:
-            advantages = _whitened(advantages, mask, rollout)
+            advantages = _whitened(advantages, mask)
         return rollout.examples(advantages=advantages, returns=returns, old_values=values)
+
+    def scores(self, rollout: Rollout) -> Tensor:
+        """The rewards as the critic sees them, [n]; what is logged are the rewards as they were given."""
+        scores = whiten(rollout.rewards) if self.normalize_scores else rollout.rewards
+        return scores.clamp(-self.clip_scores, self.clip_scores) if self.clip_scores > 0 else scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +161,7 @@ class BatchNormalized(KLShapedEstimator):
         if self.baseline == "group":
             rewards = relative_to_group(rewards, rollout.group, scale="none")
         advantages = rewards[:, None] - rewards_to_go(self.penalty(rollout), mask)
-        return _whitened(advantages, mask, rollout)
+        return _whitened(advantages, mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,20 +192,32 @@ class CenteredOnGroup(GroupRelative):
 class DynamicSampling(GroupRelative):
     """DAPO (Yu et al. 2025, arXiv 2503.14476): GRPO's advantages of groups that are neither all right nor all wrong.
 
-    A group whose rewards are all equal is replaced by that of another prompt. Completions near the limit of generation
-    lose reward: 0 up to L_max − L_c tokens, linearly more up to 1 at L_max (the paper's L_c is a fifth of its L_max).
+    A group whose rewards are all equal is replaced by that of another prompt. Of several reward functions one decides
+    this, as the paper's correctness does: lengths and formats differ in nearly every group. Completions near the limit of
+    generation lose reward: 0 up to L_max − L_c tokens, linearly more up to 1 at L_max (the paper's L_c is a fifth of its
+    L_max).
     """
 
     overlong: float = parameter(0.2, "L_c as a share of the limit of generation; 0 is off", at_least=0, at_most=1)
+    correctness: str = parameter(
+        "", "name of the reward function by which groups are kept; by default the first of several"
+    )
 
     def keep_group(self, group: Group) -> bool:
-        return len(set(group.rewards)) > 1
+        functions = [name for name in group.parts if "/" not in name]
+        if self.correctness and self.correctness not in functions:
+            known = ", ".join(functions)
+            known = ", ".join(functions)
+            raise UsageError(f"dapo: correctness={self.correctness!r} is none of the rewards: {known}.")
+        chosen = self.correctness or (functions[0] if len(functions) > 1 else "")
+        return len(set(group.parts[chosen] if chosen else group.rewards)) > 1
 
     def compared_rewards(self, rollout: Rollout) -> Tensor:
         if self.overlong == 0:
             return rollout.rewards
-        margin = self.overlong * rollout.max_new_tokens
-        over = (rollout.mask.sum(dim=1) - (rollout.max_new_tokens - margin)).clamp(min=0) / margin
+        limits = rollout.limits
+        margin = self.overlong * limits
+        over = (rollout.mask.sum(dim=1) - (limits - margin)).clamp(min=0) / margin
         return rollout.rewards - over
 
 
@@ -222,7 +247,7 @@ class AgainstMixture(AdvantageEstimator):
     def __call__(self, rollout: Rollout) -> list[TokenizedExample]:
         own = [_own_half(group) for group in rollout.groups]
         rewards, others = rollout.rewards.reshape(len(own), 2, -1).unbind(dim=1)
-        kept = Rollout(own, rollout.max_new_tokens, rollout.kl_coef, rollout.gather)
+        kept = replace(rollout, groups=own)
         ratio = (kept.tokens("old_logps") - kept.tokens("ref_logps")).sum(dim=1)
         advantages = torch.sigmoid(rewards - others).flatten() - 0.5 - self.tau * ratio
         return kept.examples(advantages=_by_token(advantages, kept.mask))
@@ -237,7 +262,7 @@ def _by_token(advantages: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, advantages if advantages.ndim == 2 else advantages[:, None], 0.0)
 
 
-def _whitened(values: Tensor, mask: Tensor, rollout: Rollout, *, shift_mean: bool = True) -> Tensor:
+def _whitened(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     own = values[mask]
-    white = whiten(own, rollout.gather(own), shift_mean=shift_mean)
+    white = whiten(own, shift_mean=shift_mean)
     return torch.zeros_like(values).masked_scatter(mask, white)

@@ -58,7 +58,6 @@ def rewards_to_go(rewards: Float[Tensor, " n t"], mask: Bool[Tensor, " n t"]) ->
 
 def whiten(
     values: Float[Tensor, " k"],
-    everyone: Float[Tensor, " m"] | None = None,
     *,
     shift_mean: bool = True,
     eps: float = 1e-8,
@@ -66,15 +65,13 @@ def whiten(
     """(v − mean)/(std + ε) with the population's standard deviation; ``shift_mean=False`` keeps the mean.
 
     Args:
-        values: The values at the tokens of this process that count.
-        everyone: Those of all processes, of which mean and deviation are taken; ``values`` themselves by default.
+        values: The values at the tokens that count.
         shift_mean: Whether the mean becomes 0. Rewards are only scaled.
         eps: Keeps equal values finite.
     """
-    everyone = values if everyone is None else everyone
     # Relative to one of them, or the mean of equal values would be rounded, and ε is smaller than that.
-    offset = everyone[:1].sum()
-    mean, std = (everyone - offset).mean(), (everyone - offset).std(unbiased=False)
+    offset = values[:1].sum()
+    mean, std = (values - offset).mean(), (values - offset).std(unbiased=False)
     white = (values - offset - mean) / (std + eps)
     return white if shift_mean else white + offset + mean
 

@@ -1,7 +1,7 @@
 """From prompts to training examples: sample → reward → score → advantages → examples."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
@@ -13,23 +13,31 @@ from prefopt.core.errors import UsageError
 from prefopt.data import TokenizedExample
 from prefopt.models import Critic, Reference
 from prefopt.rewards.reward import Reward
-from prefopt.rollouts.generator import GenerationSettings, Generator, Mixture
+from prefopt.rollouts.draws import SampleKeys
+from prefopt.rollouts.generator import Generator, Mixture
 from prefopt.rollouts.kl_controller import KLController
 from prefopt.rollouts.processor import RolloutProcessor
 from prefopt.rollouts.rollout import MIXTURE, POLICY, REFERENCE, Group, Rollout
-from prefopt.rollouts.rollout_metrics import completion_metrics, generator_gap
+from prefopt.rollouts.rollout_metrics import completion_metrics, critic_metrics, generator_gap
 from prefopt.rollouts.sample import Sample, columns_of
+from prefopt.rollouts.settings import GenerationSettings
 from prefopt.rollouts.token_scorer import TokenScorer
 
 TRIES = 10
 """How many times the prompts of a rollout are drawn again for groups that teach nothing."""
 
-Draw = Callable[[int], list[TokenizedExample]]
-"""From a number to that many prompts, the next ones in order."""
+Prompts = Sequence[tuple[int, TokenizedExample]]
+"""Prompts with their places in the stream, which no two prompts of a rollout share."""
+Draw = Callable[[int], Prompts]
+"""From a number to this process's share of that many prompts, the next ones in order."""
 
 
 class RolloutCollector:
     """Collects rollouts with the newest weights and makes training examples of them.
+
+    Processes share the sampling, the rewards and the scoring. What is sampled for a prompt depends on the seed and on
+    the prompt's place in the stream, and every process then makes the examples of all; so several processes learn from
+    the same examples as one does.
 
     Args:
         policy: The model that is trained.
@@ -41,7 +49,7 @@ class RolloutCollector:
         reference: The reference model, where the processor or one of its samplers needs it.
         critic: The critic, where the processor reads values.
         rows: The number of completions in a forward pass of scoring.
-        gather: Maps a tensor of this process to those of all processes, concatenated.
+        gather: Maps a list of this process to those of all processes, concatenated.
         autocast: Gives the context of mixed precision.
         record: Receives values to log, one per completion or rollout.
 
@@ -61,7 +69,7 @@ class RolloutCollector:
         reference: Reference | None = None,
         critic: Critic | None = None,
         rows: int = 16,
-        gather: Callable[[Tensor], Tensor] = lambda own: own,
+        gather: Callable[[list], list] = lambda own: own,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         record: Callable[[dict[str, Tensor]], None] = lambda values: None,
     ) -> None:
@@ -80,56 +88,76 @@ class RolloutCollector:
         )
 
     def collect(self, draw: Draw, prompts: int, *, least: int = 1, seed: int = 0) -> list[TokenizedExample]:
-        """The examples of a rollout of ``prompts`` prompts.
+        """The examples of a rollout of ``prompts`` prompts, those of all processes on each of them.
 
         Args:
             draw: Gives prompts, in order; asked again for groups that teach nothing.
-            prompts: The number of groups.
-            least: The least number of examples.
+            prompts: The number of groups, over all processes.
+            least: The least number of examples, over all processes.
             seed: The seed of the sampling; the global random state is left alone.
 
         Raises:
             UsageError: the rewards distinguish too few completions.
         """
-        kept: list[Group] = []
-        seen = 0
+        kept: dict[int, Group] = {}
+        found = seen = 0
         with torch.no_grad(), _seeded(seed):
             for _ in range(TRIES):
-                groups = self.roll_out(draw(prompts - len(kept)))
-                seen += len(groups)
-                kept += [group for group in groups if self.processor.keep_group(group)]
-                if len(kept) == prompts:
+                drawn = draw(prompts - found)
+                kept |= self._kept(drawn, seed)
+                # Processes ask for more together: how many are missing is a matter of all of them.
+                seen += prompts - found
+                found = sum(self.gather([len(kept)]))
+                if found == prompts:
                     break
         # A few may be missing after so many tries: the rollout is then a little smaller.
-        self.record({"groups/kept": torch.tensor([len(kept) / seen])})
-        self._check_everyone(len(kept), 1, seen)
-        examples = self.process(kept, frozen=False)
-        self._check_everyone(len(examples), least, seen)
+        self.record({"groups/kept": torch.tensor([found / seen])})
+        examples = self.process(kept, frozen=False) if found else []
+        if len(examples) < least:
+            raise UsageError(_NOTHING.format(seen))
         return examples
 
-    def evaluate(self, prompts: Sequence[TokenizedExample], seed: int) -> list[TokenizedExample]:
-        """The examples that prompts yield, without a second draw, and without a trace in the controller."""
-        with torch.no_grad(), _seeded(seed):
-            groups = [group for group in self.roll_out(prompts) if self.processor.keep_group(group)]
-        return self.process(groups, frozen=True) if groups else []
+    def evaluate(self, prompts: Prompts, seed: int) -> list[TokenizedExample]:
+        """The examples that prompts yield, those of all processes on each of them.
 
-    def _check_everyone(self, own: int, least: int, seen: int) -> None:
-        """Stop all processes together where one has too little: the others would wait for it for ever."""
-        if int(self.gather(torch.tensor([own])).min()) < least:
-            raise UsageError(_NOTHING.format(seen))
+        There is no second draw, and no trace in the controller.
+
+        Args:
+            prompts: This process's share of the prompts.
+            seed: The seed of the sampling.
+        """
+        with torch.no_grad(), _seeded(seed):
+            kept = self._kept(prompts, seed)
+        return self.process(kept, frozen=True) if sum(self.gather([len(kept)])) else []
+
+    def _kept(self, prompts: Prompts, seed: int) -> dict[int, Group]:
+        """The groups of prompts from which something can be learned, by the places of the prompts."""
+        if not prompts:
+            return {}
+        places, examples = zip(*prompts, strict=True)
+        groups = zip(places, self.roll_out(examples, places, seed), strict=True)
+        return {place: group for place, group in groups if self.processor.keep_group(group)}
 
     # ---- the stages, in order ------------------------------------------------------------------------------------
 
-    def roll_out(self, prompts: Sequence[TokenizedExample]) -> list[Group]:
-        """Sample and reward ``settings.n`` completions for each prompt."""
-        return self.add_rewards(prompts, self.sample(prompts))
+    def roll_out(self, prompts: Sequence[TokenizedExample], places: Sequence[int], seed: int) -> list[Group]:
+        """Sample and reward ``settings.n`` completions for each prompt.
 
-    def sample(self, prompts: Sequence[TokenizedExample]) -> list[list[Sample]]:
+        Args:
+            prompts: The prompts.
+            places: A number for each prompt, on which its completions depend.
+            seed: The seed of the sampling.
+        """
+        return self.add_rewards(prompts, self.sample(prompts, places, seed))
+
+    def sample(self, prompts: Sequence[TokenizedExample], places: Sequence[int], seed: int) -> list[list[Sample]]:
         """Stage 1: completions of every prompt, an equal share from each sampler, those of one sampler together."""
-        share = replace(self.settings, n=self.per_sampler)
         ids = [prompt.prompt for prompt in prompts]
         with self.autocast(), self._timed("generate"):
-            drawn = [self._draw(sampler, ids, share) for sampler in self.processor.samplers]
+            drawn = [
+                self._draw(sampler, ids, SampleKeys(seed, places, first=number * self.per_sampler))
+                for number, sampler in enumerate(self.processor.samplers)
+            ]
         return [[sample for part in parts for sample in part] for parts in zip(*drawn, strict=True)]
 
     def add_rewards(self, prompts: Sequence[TokenizedExample], samples: Sequence[list[Sample]]) -> list[Group]:
@@ -142,7 +170,7 @@ class RolloutCollector:
         with self._timed("reward"):
             rewards, parts = self.reward([source.prompt for source in repeated], [s.text for s in flat], columns)
         groups = [
-            Group(prompt, group, rewards[i * n : (i + 1) * n])
+            Group(prompt, group, rewards[i * n : (i + 1) * n], parts=_slices(parts, i * n, (i + 1) * n, len(flat)))
             for i, (prompt, group) in enumerate(zip(prompts, samples, strict=True))
         ]
         self.record(completion_metrics(groups, parts))
@@ -153,20 +181,20 @@ class RolloutCollector:
         with self._timed("score"):
             return self.scorer.score(groups, self.processor.needs) if self.processor.needs else groups
 
-    def process(self, groups: list[Group], *, frozen: bool) -> list[TokenizedExample]:
-        """Stages 3 to 5: score the groups, and let the processor make examples of them.
+    def process(self, kept: Mapping[int, Group], *, frozen: bool) -> list[TokenizedExample]:
+        """Stages 3 to 5: score the groups, and let the processor make examples of those of all processes.
 
         Args:
-            groups: Sampled and rewarded groups.
+            kept: Sampled and rewarded groups of this process, by the places of their prompts.
             frozen: Whether this is an evaluation, of which the coefficient of the KL learns nothing.
         """
-        scored = self.score(groups)
-        # In an evaluation processes take turns of their own, and one may have nothing to give.
-        gather = _alone if frozen else self.gather
-        rollout = Rollout(scored, self.settings.max_new_tokens, self.controller.coefficient, gather)
+        own = self.score(list(kept.values()))
+        self._compare_generator(own)
+        everyone = sorted(self.gather(list(zip(kept, own, strict=True))), key=lambda one: one[0])
+        rollout = Rollout([group for _, group in everyone], self.settings.max_new_tokens, self.controller.coefficient)
         # Stages 4 and 5: advantages for every completion, or a selection among them, as training examples.
         examples = self.processor(rollout)
-        self._compare_generator(scored)
+        self.record(critic_metrics(examples))
         self._follow_kl(rollout, frozen=frozen)
         return examples
 
@@ -177,14 +205,15 @@ class RolloutCollector:
         """Completions of a prompt that each sampler gives."""
         return self.settings.n // len(self.processor.samplers)
 
-    def _draw(self, sampler: str, prompts: list[np.ndarray], share: GenerationSettings) -> list[list[Sample]]:
+    def _draw(self, sampler: str, prompts: list[np.ndarray], keys: SampleKeys) -> list[list[Sample]]:
+        share = replace(self.settings, n=self.per_sampler)
         if sampler == REFERENCE:
             with self.reference.activated(self.policy) as reference:
-                return self.generator.generate(reference, prompts, share)
+                return self.generator.generate(reference, prompts, share, keys=keys)
         if sampler == MIXTURE:
             mixture = Mixture(self._reference_logits, self.processor.mixture)
-            return self.generator.generate(self.policy, prompts, share, mixture=mixture)
-        return self.generator.generate(self.policy, prompts, share)
+            return self.generator.generate(self.policy, prompts, share, mixture=mixture, keys=keys)
+        return self.generator.generate(self.policy, prompts, share, keys=keys)
 
     def _reference_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Of the next token. The whole sequence is read again: the reference keeps no cache of its own."""
@@ -208,7 +237,7 @@ class RolloutCollector:
 
         All of the policy's samples are compared where they have been scored; otherwise those of the first prompt are.
         """
-        if self.processor.samplers[0] != POLICY:
+        if self.processor.samplers[0] != POLICY or not groups:
             return
         if not self.processor.needs:
             first = replace(groups[0], samples=groups[0].samples[: self.per_sampler])
@@ -227,13 +256,13 @@ class RolloutCollector:
             if self.processor.kl_penalty is not None:
                 values["kl_coef"] = torch.tensor([rollout.kl_coef])
             if not frozen:
-                everyone = self.gather(kl)
-                self.controller.update(float(everyone.mean()), len(everyone))
+                self.controller.update(float(kl.mean()), len(kl))
         self.record(values)
 
 
-def _alone(own: Tensor) -> Tensor:
-    return own
+def _slices(parts: Mapping[str, list[float]], start: int, end: int, completions: int) -> dict[str, list[float]]:
+    """What each reward function gave to some of the completions; a detail may be of something else."""
+    return {name: values[start:end] for name, values in parts.items() if len(values) == completions}
 
 
 _NOTHING = (

@@ -1,42 +1,24 @@
 """Sampling completions from a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from prefopt.core.errors import UsageError
-from prefopt.core.settings import Settings, parameter
 from prefopt.models.origin import context_of
-from prefopt.rollouts.kv_cache import with_cache
+from prefopt.rollouts.draws import SampleKeys, TokenDraw
+from prefopt.rollouts.kv_cache import keeps_all, with_cache
 from prefopt.rollouts.sample import Sample
+from prefopt.rollouts.settings import GenerationSettings
 
 STAGE = 16
 """Tokens between two looks at which rows have ended; they are cheap, but each copies the cache of those that go on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationSettings(Settings):
-    """How completions are sampled."""
-
-    name: ClassVar[str] = "generation"
-    n: int = parameter(4, "completions per prompt", at_least=1)
-    max_new_tokens: int = parameter(256, "tokens per completion at the most", at_least=1)
-    temperature: float = parameter(1.0, "sampling temperature; 0 takes the most likely token", at_least=0)
-    top_p: float = parameter(1.0, "smallest set of tokens with this total probability; 1 is off", above=0, at_most=1)
-    top_k: int = parameter(0, "the k most likely tokens; 0 is off", at_least=0)
-    batch_size: int = parameter(64, "sequences generated at once", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -65,8 +47,16 @@ class Generator(Protocol):
         settings: GenerationSettings,
         *,
         mixture: Mixture | None = None,
+        keys: SampleKeys | None = None,
     ) -> list[list[Sample]]:
         """For each prompt, ``settings.n`` samples of the model, or of its mixture with a reference.
+
+        Args:
+            model: The model.
+            prompts: The token ids of the prompts.
+            settings: How to sample.
+            mixture: The mixture to sample from.
+            keys: What the random numbers depend on; by default torch's global random numbers.
 
         Raises:
             UsageError: a mixture is asked of a generator that cannot make one.
@@ -78,6 +68,7 @@ class TransformersGenerator:
     """Sampling with transformers' ``generate``: left padding, prompts of similar length together.
 
     The keys and values of a prompt are computed once for all of its samples, where the model's cache can be repeated.
+    Each token is drawn by `TokenDraw`; nothing of the model's own generation config takes part.
 
     Args:
         tokenizer: Pads prompts and decodes completions.
@@ -96,124 +87,200 @@ class TransformersGenerator:
         settings: GenerationSettings,
         *,
         mixture: Mixture | None = None,
+        keys: SampleKeys | None = None,
     ) -> list[list[Sample]]:
         """See `Generator`. The model is left in the mode (training or evaluation) that it was in."""
+        if settings.temperature == 0 and settings.n > 1:
+            raise UsageError(f"generation: n={settings.n} samples at temperature 0 would all be the same; use n=1.")
+        keys = SampleKeys.fresh(len(prompts)) if keys is None else keys
+        limits = [_limit(model, len(prompt), settings.max_new_tokens) for prompt in prompts]
+        samples: list[list[Sample]] = [[] for _ in prompts]
         was_training = model.training
         model.eval()
-        per_call = max(1, settings.batch_size // settings.n)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        samples: list[list[Sample]] = [[] for _ in prompts]
         try:
-            for start in range(0, len(order), per_call):
-                chosen = order[start : start + per_call]
-                groups = self._call(model, [prompts[i] for i in chosen], settings, mixture)
-                for i, group in zip(chosen, groups, strict=True):
-                    samples[i] = group
+            with _own_config_away(model):
+                for chosen in self._calls(model, prompts, limits, settings, mixture):
+                    call = _Call(keys.of(chosen), [limits[i] for i in chosen], settings, mixture)
+                    groups = self._call(model, [prompts[i] for i in chosen], call)
+                    for i, group in zip(chosen, groups, strict=True):
+                        samples[i] = group
         finally:
             model.train(was_training)
         return samples
 
-    def _call(
-        self, model: nn.Module, prompts: list[np.ndarray], settings: GenerationSettings, mixture: Mixture | None
-    ) -> list[list[Sample]]:
-        inputs, width = self._padded(prompts, next(model.parameters()).device)
-        config = self._config(model, settings, width)
-        processors = []
-        if mixture is None:
-            inputs = with_cache(model, inputs, settings.n, room=config.max_new_tokens)
-            config.num_return_sequences = 1
-        else:
-            processors = [_Mixer(mixture, inputs["attention_mask"].repeat_interleave(settings.n, dim=0))]
-        drawn = self._draw(model, inputs, config, processors, settings)
-        rows = [self._sample(ids, own) for ids, own in zip(*drawn, strict=True)]
-        return [rows[i * settings.n : (i + 1) * settings.n] for i in range(len(prompts))]
-
-    def _draw(
+    def _calls(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
-        config: GenerationConfig,
-        processors: list[LogitsProcessor],
+        prompts: Sequence[np.ndarray],
+        limits: list[int],
         settings: GenerationSettings,
+        mixture: Mixture | None,
+    ) -> Iterator[list[int]]:
+        """The prompts that are sampled together, by number."""
+        per_call = max(1, settings.batch_size // settings.n)
+        # Rows leave a batch at their own limit only where the cache can be narrowed.
+        apart = mixture is not None or not keeps_all(model)
+        chosen: list[int] = []
+        for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+            if len(chosen) == per_call or (apart and chosen and limits[i] != limits[chosen[0]]):
+                yield chosen
+                chosen = []
+            chosen.append(i)
+        if chosen:
+            yield chosen
+
+    def _call(self, model: nn.Module, prompts: list[np.ndarray], call: "_Call") -> list[list[Sample]]:
+        n = call.settings.n
+        inputs = self._padded(prompts, next(model.parameters()).device)
+        mixers = []
+        if call.mixture is None:
+            inputs = with_cache(model, inputs, n, room=max(call.limits))
+        else:
+            inputs = {name: value.repeat_interleave(n, dim=0) for name, value in inputs.items()}
+            mixers = [_Mixer(call.mixture, inputs["attention_mask"])]
+        tokens, logps = self._draw(model, inputs, call, mixers)
+        rows = [
+            self._sample(ids[:limit], own[:limit], limit, call.settings)
+            for ids, own, limit in zip(tokens, logps, np.repeat(call.limits, n).tolist(), strict=True)
+        ]
+        return [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+    def _draw(
+        self, model: nn.Module, inputs: dict[str, Any], call: "_Call", mixers: list[LogitsProcessor]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and their log-probs, [R, T] each; what follows the end of a row has no meaning.
 
         Where the cache can be narrowed, rows that have ended leave the batch every few tokens: most completions are far
         shorter than the longest, which all would wait for.
         """
-        number, most = len(inputs["input_ids"]) * config.num_return_sequences, config.max_new_tokens
-        tokens = np.full((number, most), self.tokenizer.pad_token_id, dtype=np.int32)
-        logps = np.zeros((number, most), dtype=np.float32)
-        rows, done = torch.arange(number), 0
-        stops = torch.tensor(self.stop_ids)
+        settings, keys = call.settings, call.keys.rows(call.settings.n)
+        limits = torch.tensor(call.limits).repeat_interleave(settings.n)
+        most = int(limits.max())
+        tokens = np.full((len(keys), most), self.tokenizer.pad_token_id, dtype=np.int32)
+        logps = np.zeros((len(keys), most), dtype=np.float32)
+        rows, done = torch.arange(len(keys)), 0
+        staged = "past_key_values" in inputs
         # Mixtures of experts would compute their load-balancing loss at each token, which fails where a cache is used.
         routed = getattr(model.config.get_text_config(), "output_router_logits", False)
         quiet = {"output_router_logits": False} if routed else {}
-        while done < most:
-            recorder = _Recorder(settings.temperature or 1.0)
-            config.max_new_tokens = most - done
-            if "past_key_values" in inputs:
-                config.max_new_tokens = min(STAGE, most - done)
+        while True:
+            # No row goes on past its own limit, where the model has no positions left.
+            left = int(limits[rows].min()) - done
+            draw = TokenDraw(settings, call.keys.seed, keys[rows], done, self.stop_ids)
             output = model.generate(
                 **inputs,
                 **quiet,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([*processors, recorder]),
-                stopping_criteria=StoppingCriteriaList([_Drawn(recorder)]),
+                generation_config=self._config(min(STAGE, left) if staged else left),
+                logits_processor=LogitsProcessorList([*mixers, draw]),
             )
-            end = done + len(recorder.logps)
-            new = output[:, -len(recorder.logps) :].cpu()
+            end = done + len(draw.logps)
+            new = output[:, -len(draw.logps) :].cpu()
             tokens[rows, done:end] = new.numpy()
-            logps[rows, done:end] = torch.stack(recorder.logps, dim=1).cpu().numpy()
-            going = torch.isin(new, stops).any(dim=1).logical_not().nonzero()[:, 0]
+            logps[rows, done:end] = torch.stack(draw.logps, dim=1).cpu().numpy()
             # Without a cache one call samples all.
-            if len(going) == 0 or end == most:
-                break
-            rows, done = rows[going], end
+            if not staged:
+                return tokens, logps
+            done = end
+            goes_on = [
+                done < limit and self._end(tokens[row, :done], settings) is None
+                for row, limit in zip(rows.tolist(), limits[rows].tolist(), strict=True)
+            ]
+            going = torch.tensor(goes_on).nonzero()[:, 0]
+            if len(going) == 0:
+                return tokens, logps
+            rows = rows[going]
             inputs = _narrowed(inputs, output, going)
-        return tokens, logps
 
-    def _padded(self, prompts: list[np.ndarray], device: torch.device) -> tuple[dict[str, Tensor], int]:
+    def _padded(self, prompts: list[np.ndarray], device: torch.device) -> dict[str, Tensor]:
         width = max(map(len, prompts))
         input_ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
         for row, prompt in enumerate(prompts):
             input_ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             attention_mask[row, width - len(prompt) :] = 1
-        return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}, width
+        return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
-    def _config(self, model: nn.Module, settings: GenerationSettings, width: int) -> GenerationConfig:
-        room = context_of(model.config)
-        max_new_tokens = settings.max_new_tokens if room is None else min(settings.max_new_tokens, room - width)
-        if max_new_tokens < 1:
-            raise UsageError(f"a prompt of {width} tokens leaves no room in the model's context of {room} tokens.")
-        sampled = settings.temperature > 0
-        # Everything is spelled out, or the model's own generation config would fill in what is missing.
-        options: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-        if sampled:
-            options = {
-                "do_sample": True,
-                "temperature": settings.temperature,
-                "top_p": settings.top_p,
-                "top_k": settings.top_k,
-            }
-        elif settings.n > 1:
-            raise UsageError(f"generation: n={settings.n} samples at temperature 0 would all be the same; use n=1.")
+    def _config(self, max_new_tokens: int) -> GenerationConfig:
+        """What is left to ``generate``: the loop, and the end of a row. `TokenDraw` leaves one token to choose from."""
         return GenerationConfig(
-            **options,
-            num_return_sequences=settings.n,
+            do_sample=False,
             max_new_tokens=max_new_tokens,
             eos_token_id=self.stop_ids,
             pad_token_id=self.tokenizer.pad_token_id,
             use_cache=True,
         )
 
-    def _sample(self, ids: np.ndarray, logps: np.ndarray) -> Sample:
-        ends = np.flatnonzero(np.isin(ids, self.stop_ids))
-        ended = len(ends) > 0
-        ids = ids[: ends[0] + 1] if ended else ids
+    def _sample(self, ids: np.ndarray, logps: np.ndarray, limit: int, settings: GenerationSettings) -> Sample:
+        end = self._end(ids, settings)
+        ids = ids[:end]
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return Sample(ids=ids, text=text, ended=ended, logps=logps[: len(ids)])
+        return Sample(ids=ids, text=text, ended=end is not None, logps=logps[: len(ids)], limit=limit)
+
+    def _end(self, ids: np.ndarray, settings: GenerationSettings) -> int | None:
+        """The number of tokens after which a completion has ended by itself; None if it has not."""
+        stops = np.flatnonzero(np.isin(ids, self.stop_ids))
+        end = int(stops[0]) + 1 if len(stops) else None
+        text = self._stop_string(ids[:end], settings) if settings.stop_strings else None
+        return end if text is None else text
+
+    def _stop_string(self, ids: np.ndarray, settings: GenerationSettings) -> int | None:
+        """The least number of tokens whose text has a stop string in it; None if that of all has none."""
+
+        def stopped(length: int) -> bool:
+            text = self.tokenizer.decode(ids[:length], skip_special_tokens=False)
+            return any(stop in text for stop in settings.stop_strings)
+
+        if not stopped(len(ids)):
+            return None
+        low, high = max(settings.min_new_tokens, 1), len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if stopped(middle) else (middle + 1, high)
+        return high if high >= settings.min_new_tokens else None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Prompts that are sampled together.
+
+    Attributes:
+        keys: What their random numbers depend on.
+        limits: The most tokens of a completion, for each prompt.
+        settings: How to sample.
+        mixture: The mixture to sample from, if any.
+    """
+
+    keys: SampleKeys
+    limits: list[int]
+    settings: GenerationSettings
+    mixture: Mixture | None
+
+
+def _limit(model: nn.Module, prompt: int, max_new_tokens: int) -> int:
+    """The most tokens of a completion: what is asked for, or what the model's context has room for."""
+    context = context_of(model.config)
+    limit = max_new_tokens if context is None else min(max_new_tokens, context - prompt)
+    if limit < 1:
+        raise UsageError(f"a prompt of {prompt} tokens leaves no room in the model's context of {context} tokens.")
+    return limit
+
+
+@contextmanager
+def _own_config_away(model: nn.Module) -> Iterator[None]:
+    """A model whose generation config says nothing, for a time.
+
+    transformers takes from it whatever the config of a call leaves open: penalties, suppressed tokens, beams, stop
+    strings, and in later versions what nobody knows yet. peft's wrapper has a reference of its own to it.
+    """
+    holders = [module for module in model.modules() if "generation_config" in vars(module)]
+    kept = [module.generation_config for module in holders]
+    for module in holders:
+        module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for module, config in zip(holders, kept, strict=True):
+            module.generation_config = config
 
 
 def _narrowed(inputs: dict[str, Any], output: Tensor, going: Tensor) -> dict[str, Any]:
@@ -225,38 +292,6 @@ def _narrowed(inputs: dict[str, Any], output: Tensor, going: Tensor) -> dict[str
     if len(going) < len(output):
         cache.batch_select_indices(going)
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
-
-
-class _Recorder(LogitsProcessor):
-    """Keeps the log-probability of each sampled token, one vocabulary row per sequence at a time.
-
-    It sees what the next token is drawn from (before temperature); `_Drawn` tells it the token that was drawn. So no
-    stack of scores is ever held.
-    """
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-        self.logps: list[Tensor] = []
-        self._next: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._next = (scores.float() / self.temperature).log_softmax(dim=-1)
-        return scores
-
-    def take(self, tokens: Tensor) -> None:
-        """The tokens that were drawn, [R]."""
-        self.logps.append(self._next.gather(-1, tokens[:, None]).squeeze(-1))
-
-
-class _Drawn(StoppingCriteria):
-    """Tells a recorder each token as soon as it is drawn; stops nothing."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        self.recorder = recorder
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        self.recorder.take(input_ids[:, -1])
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _Mixer(LogitsProcessor):

@@ -1,6 +1,6 @@
 """A rollout: prompts, their sampled completions and rewards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,16 +25,15 @@ class Group:
         rewards: One reward for each sample.
         tokens: Per-token arrays of each sample by name (``old_logps``, ``ref_logps``, ``values``), float32, where the
             processor needs them.
+        parts: The values of each reward function by its name, without its weight, in the order in which the functions
+            were given; empty where nothing is known of them.
     """
 
     prompt: TokenizedExample
     samples: list[Sample]
     rewards: list[float]
     tokens: list[dict[str, np.ndarray]] = field(default_factory=list)
-
-
-def _alone(values: Tensor) -> Tensor:
-    return values
+    parts: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,14 @@ class Rollout:
     """What a `RolloutProcessor` turns into training examples.
 
     Attributes:
-        groups: The groups of this process.
-        max_new_tokens: The limit at which completions were cut.
+        groups: The groups, those of all processes.
+        max_new_tokens: The limit of tokens that was asked for.
         kl_coef: β of the KL in the reward, as its controller has it now.
-        gather: Maps values of this process to those of all processes, concatenated.
     """
 
     groups: Sequence[Group]
     max_new_tokens: int
     kl_coef: float = 0.0
-    gather: Callable[[Tensor], Tensor] = _alone
 
     @property
     def rewards(self) -> Tensor:
@@ -63,6 +60,12 @@ class Rollout:
         """The number of the group of each completion, [n]."""
         sizes = torch.tensor([len(group.samples) for group in self.groups])
         return torch.arange(len(self.groups)).repeat_interleave(sizes)
+
+    @property
+    def limits(self) -> Tensor:
+        """The number of tokens at which each completion was cut, or would have been, [n]."""
+        samples = [sample for group in self.groups for sample in group.samples]
+        return torch.tensor([self.max_new_tokens if one.limit is None else one.limit for one in samples])
 
     @property
     def mask(self) -> Tensor:

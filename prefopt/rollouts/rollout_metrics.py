@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefopt.data import TokenizedExample
 from prefopt.rollouts.rollout import Group
 
 
@@ -42,6 +43,21 @@ def generator_gap(groups: Sequence[Group], share: int) -> dict[str, Tensor]:
         return {}
     gaps = np.concatenate([sample.logps for sample in samples]) - np.concatenate(scored)
     return {"generator/gap": torch.from_numpy(np.abs(gaps))}
+
+
+def critic_metrics(examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
+    """1 − Var(R − V)/Var(R) over all tokens of a rollout: the share of the returns that the critic foresaw.
+
+    0 is a critic that says the same everywhere, 1 one that is always right; below 0 it is worse than none. Nothing
+    without a critic.
+    """
+    if not examples or "returns" not in examples[0].labels:
+        return {}
+    returns, values = (np.concatenate([one.labels[name] for one in examples]) for name in ("returns", "old_values"))
+    spread = returns.astype(np.float64).var()
+    if spread == 0:
+        return {}
+    return {"value/explained_variance": torch.tensor([1 - (returns.astype(np.float64) - values).var() / spread])}
 
 
 def repeated_trigrams(ids: np.ndarray) -> float:

@@ -20,12 +20,15 @@ class Sample:
         ended: Whether it ended by itself rather than at the token limit.
         logps: The generator's own log-probability of each token at the sampling temperature, float32, if it keeps
             them. They are compared with the scorer's, never trained on.
+        limit: The number of tokens that it could have had: less than was asked for where the model's context ends
+            earlier. None if that is the number asked for.
     """
 
     ids: np.ndarray
     text: str
     ended: bool
     logps: np.ndarray | None = None
+    limit: int | None = None
 
 
 def columns_of(
@@ -37,7 +40,7 @@ def columns_of(
         sources: The example of each completion, with its columns.
         samples: The completions.
         group: For each completion, a number that the completions of one prompt share.
-        max_new_tokens: The token limit.
+        max_new_tokens: The token limit that was asked for.
 
     Raises:
         UsageError: see `join_columns`.
@@ -46,7 +49,7 @@ def columns_of(
     facts = {
         "ended": [sample.ended for sample in samples],
         "lengths": [len(sample.ids) for sample in samples],
-        "max_new_tokens": [max_new_tokens] * len(samples),
+        "max_new_tokens": [max_new_tokens if s.limit is None else s.limit for s in samples],
         "group": list(group),
     }
     return join_columns({name: [source.columns.get(name) for source in sources] for name in names}, facts)

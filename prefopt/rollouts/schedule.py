@@ -14,7 +14,9 @@ class UpdateSchedule(Settings):
     """
 
     name: ClassVar[str] = "schedule"
-    passes: int = parameter(1, "times that each rollout is gone through", at_least=1)
+    passes: int = parameter(
+        1, "times that each rollout is gone through; with 1 pass of 1 minibatch no ratio is ever clipped", at_least=1
+    )
     minibatches: int = parameter(1, "optimizer steps in a pass; a rollout holds the prompts of so many", at_least=1)
     target_kl: float = parameter(
         0.0, "leave a rollout as soon as KL(π_old ‖ π) at a token exceeds this; 0 is off", at_least=0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainingArguments
 
 from prefopt.training.metrics import Means
@@ -34,6 +34,6 @@ class TrainingContext:
         """The seed of the order of the data, and of what is sampled."""
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
-    def gather(self, own: Tensor) -> Tensor:
-        """The rows of all processes, of which each may have another number of them."""
-        return own if self.args.world_size == 1 else torch.cat(gather_object([own.cpu()]))
+    def gather(self, own: list) -> list:
+        """The lists of all processes, one after the other."""
+        return own if self.args.world_size == 1 else gather_object(own)

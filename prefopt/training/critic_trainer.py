@@ -6,15 +6,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from prefopt.algorithms import Algorithm
 from prefopt.algorithms.assembly import CriticSettings
 from prefopt.core.batches import Completions, Rollouts, TokenLogps
+from prefopt.core.console import say
 from prefopt.core.counts import step_loss
+from prefopt.core.errors import UsageError
 from prefopt.core.micro_batch import MicroBatch
 from prefopt.core.objective import Objective
-from prefopt.models import make_critic
-from prefopt.models.critic import ModelCritic
+from prefopt.models import head_of, is_adapter_model, make_critic
+from prefopt.models.critic import CriticStart, ModelCritic
 from prefopt.objectives import get_objective
+from prefopt.rewards.reward import Reward
+from prefopt.rewards.reward_model import RewardModel
+from prefopt.rewards.shared import SharedRewardModel
 from prefopt.scoring import score_values
 from prefopt.training.arguments import CHECKPOINTING
 from prefopt.training.auxiliary import Auxiliary
@@ -23,6 +30,7 @@ from prefopt.training.preparation import StepContext
 from prefopt.training.splitting import MicroBatchSplitter
 
 CRITIC_FILE = "critic.safetensors"
+STEPS = "steps"
 
 
 class CriticTrainer(Auxiliary):
@@ -35,14 +43,16 @@ class CriticTrainer(Auxiliary):
     Args:
         settings: The critic's kind, rate and weight.
         policy: The model that is trained, before its first update.
+        start: What the critic starts from, if not from the policy.
 
     Attributes:
         critic: The critic.
     """
 
-    def __init__(self, settings: CriticSettings, policy: nn.Module) -> None:
+    def __init__(self, settings: CriticSettings, policy: nn.Module, start: CriticStart | None = None) -> None:
         self.settings = settings
-        self.critic = make_critic(None if settings.critic == "auto" else settings.critic, policy)
+        self.critic = make_critic(None if settings.critic == "auto" else settings.critic, policy, start)
+        self.steps = 0
         self.value: Objective = get_objective("value", epsilon_value=settings.epsilon_value)
         self.models = self.critic.own_models
         self.value_head = None if self.critic.separate else self.critic.head
@@ -77,6 +87,12 @@ class CriticTrainer(Auxiliary):
         if self.critic.separate:
             splitter.each(batch, lambda part, *_: self._learn(part, step.denominators), self._weights())
         self._average()
+        if self.steps < self.settings.critic_warmup and self.context.accelerator.sync_gradients:
+            # Weights without a gradient are left alone by the optimizer, their moments too.
+            own = {id(weight) for weight in self._weights()}
+            for weight in self.context.policy.parameters():
+                if id(weight) not in own:
+                    weight.grad = None
 
     def _learn(self, batch: MicroBatch, denominators: Mapping[str, float]) -> None:
         """Forward and backward of the critic."""
@@ -115,20 +131,66 @@ class CriticTrainer(Auxiliary):
 
     def end_of_step(self) -> None:
         """Forget the critic's gradients, which transformers does only for the policy's."""
+        self.steps += 1
         for weight in self._weights():
             weight.grad = None
 
     def save(self, folder: Path, *, main: bool) -> None:
         if main:
-            save_file(self.critic.state(self.context.policy), folder / CRITIC_FILE)
+            state = self.critic.state(self.context.policy)
+            save_file({**state, STEPS: torch.tensor(self.steps)}, folder / CRITIC_FILE)
 
     def load(self, folder: Path) -> None:
         if (folder / CRITIC_FILE).is_file():
-            self.critic.load(self.context.policy, load_file(folder / CRITIC_FILE))
+            state = load_file(folder / CRITIC_FILE)
+            self.steps = int(state.pop(STEPS))
+            self.critic.load(self.context.policy, state)
 
     def _weights(self) -> list[nn.Parameter]:
         """Everything of the critic that is trained apart from the policy's weights."""
         return self.critic.parameters(self.context.policy)
+
+
+def critic_start(
+    algorithm: Algorithm, reward: Reward, policy: nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> CriticStart | None:
+    """The reward model that a critic starts from; None where it starts from the policy.
+
+    Raises:
+        UsageError: a reward model is asked for, and there is none that fits.
+    """
+    settings = algorithm.critic
+    if settings.critic_start == "policy":
+        return None
+    kind = settings.critic if settings.critic != "auto" else "adapter" if is_adapter_model(policy) else "model"
+    found = [(name, one, weight) for name, (one, weight) in reward.functions.items() if isinstance(one, RewardModel)]
+    why = "no reward is a reward model" if not found else ""
+    for name, one, weight in found:
+        why = _unfit(kind, one, policy, tokenizer)
+        if not why:
+            say(f"{algorithm.name}: the critic starts from the reward model {name}.")
+            if isinstance(one, SharedRewardModel):
+                return CriticStart(head=one.head, weight=weight, adapter=one.adapter)
+            return CriticStart(head=head_of(one.model), weight=weight, model=one.model)
+    if settings.critic_start == "reward":
+        raise UsageError(f"{algorithm.name}: critic_start='reward' is not possible: {why}. Leave it out.")
+    return None
+
+
+def _unfit(kind: str, reward: RewardModel, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Why a critic cannot start from a reward model; empty if it can."""
+    if kind == "head":
+        return "critic='head' reads the policy's own hidden states"
+    if reward.tokenizer.get_vocab() != tokenizer.get_vocab():
+        return "the reward model has another vocabulary than the policy"
+    if kind == "adapter":
+        return "" if isinstance(reward, SharedRewardModel) else "the reward model is no adapter on the policy's base"
+    if isinstance(reward, SharedRewardModel) or is_adapter_model(reward.model) or is_adapter_model(policy):
+        return "the reward model is an adapter"
+    own, other = (
+        {name: value.shape for name, value in model.base_model.named_parameters()} for model in (policy, reward.model)
+    )
+    return "" if own == other else "the reward model has another architecture than the policy"
 
 
 def _checkpoint(model: nn.Module, options: Mapping[str, object] | None) -> None:

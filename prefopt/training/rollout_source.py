@@ -1,23 +1,29 @@
 """Examples of an online run: the policy's own completions, with rewards."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from prefopt.algorithms import Algorithm
 from prefopt.core.console import say
 from prefopt.core.errors import UsageError
 from prefopt.core.loss import Loss
+from prefopt.core.objective import Combined, Objective
+from prefopt.core.policy_gradient import PolicyGradient
 from prefopt.data import DataSettings, Encoder, TokenizedDataset
 from prefopt.models import Critic, Reference
+from prefopt.models.dropout import turn_off_dropout
 from prefopt.rewards.calling import RewardFunction
 from prefopt.rewards.names import load_reward
-from prefopt.rewards.reward import make_reward
+from prefopt.rewards.penalties import SoftOverlongPunishment
+from prefopt.rewards.reward import Reward, make_reward
 from prefopt.rewards.shared import SharedRewardModel, shares_base
 from prefopt.rollouts import (
     EvaluationRollouts,
@@ -29,7 +35,7 @@ from prefopt.rollouts import (
 )
 from prefopt.training.auxiliary import Auxiliary
 from prefopt.training.context import TrainingContext
-from prefopt.training.critic_trainer import CriticTrainer
+from prefopt.training.critic_trainer import CriticTrainer, critic_start
 from prefopt.training.sources import ExampleSource
 from prefopt.training.watch import Watch
 
@@ -72,17 +78,21 @@ class RolloutSource(ExampleSource):
         trust_remote_code: bool = False,
     ) -> None:
         _check_schedule(algorithm)
+        # Before anything is copied from the policy.
+        _without_dropout(algorithm, policy)
         self.processor, self.schedule, self.reference = algorithm.processor, algorithm.schedule, reference
         self.settings = generation_settings(algorithm, generation)
         self.reward = make_reward(reward, load=lambda name: _reward_model(policy, name, trust_remote_code))
+        _check_penalties(algorithm, self.reward)
         self.generator = TransformersGenerator(tokenizer, Encoder(tokenizer, data).stop_ids())
         self.pad_token_id = tokenizer.pad_token_id
         self.critic: Critic | None = None
         self.auxiliary = Auxiliary()
         if algorithm.critic is not None:
-            self.auxiliary = CriticTrainer(algorithm.critic, policy)
+            start = critic_start(algorithm, self.reward, policy, tokenizer)
+            self.auxiliary = CriticTrainer(algorithm.critic, policy, start)
             self.critic = self.auxiliary.critic
-        self.objective = self.auxiliary.joined(algorithm.objective)
+        self.objective = self.auxiliary.joined(_with_limit(algorithm.objective, self.settings))
         # Completions that are learned from as they are do not care how they were sampled.
         self.temperature = self.settings.temperature if algorithm.uses_ratio else 1.0
         self.initial_weights = InitialWeights(policy) if self.schedule.restart else None
@@ -127,6 +137,7 @@ class RolloutSource(ExampleSource):
             renew_reference=self._renew_reference,
             restart=self._restart,
         )
+        self.loader.steps = _steps(args, len(self.loader))
         return self.loader
 
     def eval_batches(self, dataset: TokenizedDataset, batch_size: int) -> EvaluationRollouts:
@@ -175,9 +186,9 @@ class RolloutSource(ExampleSource):
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, *, main: bool) -> None:
-        """Write the rollout and its place on every process; critic and renewed reference once."""
+        """Write the rollout and the place in it, the critic and the renewed reference, on one process."""
         super().save(folder, main=main)
-        if self.loader is not None:
+        if main and self.loader is not None:
             self.loader.save(folder)
         if main and self.schedule.renew_reference:
             save_file(self.reference.state(self.context.policy), folder / REFERENCE_FILE)
@@ -220,6 +231,13 @@ def _reward_model(policy: nn.Module, name: str, trust_remote_code: bool) -> Rewa
     return load_reward(name, trust_remote_code=trust_remote_code)
 
 
+def _steps(args: TrainingArguments, micro_batches: int) -> int:
+    """The number of optimizer steps of a run, as transformers counts them."""
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * (micro_batches // args.gradient_accumulation_steps))
+
+
 def _check_schedule(algorithm: Algorithm) -> None:
     """Refuse what would have no effect."""
     name, schedule = algorithm.name, algorithm.schedule
@@ -229,6 +247,45 @@ def _check_schedule(algorithm: Algorithm) -> None:
         raise UsageError(f"{name} uses no reference model: leave renew_reference out.")
     if schedule.restart and algorithm.uses_ratio:
         raise UsageError(f"{name} learns from samples of the very policy that it improves: leave restart out.")
+    parts = algorithm.objective.members if isinstance(algorithm.objective, Combined) else ((1.0, algorithm.objective),)
+    gradients = [one for _, one in parts if isinstance(one, PolicyGradient)]
+    if any(one.beta > 0 and one.kl == "k1" and not one.kl_ratio for one in gradients):
+        raise UsageError(f"{name}: kl='k1' in the loss has an expected gradient of 0: choose k2 or k3.")
+    if any(one.beta > 0 and one.kl == "k2" and one.kl_ratio for one in gradients):
+        raise UsageError(f"{name}: kl='k2' times the ratio has not the gradient of a KL: leave kl_ratio out.")
+    if not all(one.corrects for one in gradients):
+        for key in ("passes", "minibatches"):
+            if (value := getattr(schedule, key)) > 1:
+                raise UsageError(
+                    f"{name} has no ratio to the policy that sampled, so only the first step on a rollout would be "
+                    f"right: leave {key}={value} out, or choose ppo, grpo or reinforce_pp."
+                )
+
+
+def _check_penalties(algorithm: Algorithm, reward: Reward) -> None:
+    """Refuse to punish the same completions twice."""
+    overlong = getattr(algorithm.processor, "overlong", 0.0)
+    if overlong > 0 and any(isinstance(one, SoftOverlongPunishment) for one, _ in reward.functions.values()):
+        raise UsageError(
+            f"{algorithm.name} punishes overlong completions itself (overlong={overlong:g}): leave "
+            "soft_overlong_punishment out of the reward, or set overlong=0."
+        )
+
+
+def _without_dropout(algorithm: Algorithm, policy: nn.Module) -> None:
+    """The policy that is trained must be the one that sampled, or the ratio is not 1 before the first update."""
+    rates = sorted(set(turn_off_dropout(policy)))
+    if rates:
+        listed = ", ".join(f"{rate:g}" for rate in rates)
+        why = "the policy that learns must be the one that sampled"
+        say(f"{algorithm.name}: dropout is off (it was {listed}): {why}.")
+
+
+def _with_limit(objective: Objective, settings: GenerationSettings) -> Objective:
+    """Dr. GRPO's constant is the limit of generation, where no other one was chosen."""
+    if getattr(objective, "max_length", 0) is None:
+        return replace(objective, max_length=settings.max_new_tokens)
+    return objective
 
 
 def generation_settings(
@@ -243,10 +300,15 @@ def generation_settings(
         given = {**algorithm.generation, **(given or {})}
     settings = GenerationSettings.of(given)
     name, samplers = algorithm.name, len(algorithm.processor.samplers)
+    if settings.min_new_tokens > settings.max_new_tokens:
+        raise UsageError(
+            f"generation: min_new_tokens={settings.min_new_tokens} is more than max_new_tokens="
+            f"{settings.max_new_tokens}."
+        )
     if settings.n % samplers:
         raise UsageError(f"{name} samples from {samplers} policies: generation n={settings.n} must be even.")
     if algorithm.uses_ratio:
-        for key, off in (("top_p", 1.0), ("top_k", 0)):
+        for key, off in (("top_p", 1.0), ("top_k", 0), ("min_new_tokens", 0)):
             if getattr(settings, key) != off:
                 raise UsageError(
                     f"{name} compares probabilities with those at sampling time, which {key}={getattr(settings, key)} "

@@ -122,7 +122,7 @@ class RunSpec:
         metadata=argument(
             "Settings of the sampling of online algorithms, fields of `prefopt.GenerationSettings`.",
             file=dict,
-            settings="prefopt.rollouts.generator:GenerationSettings",
+            settings="prefopt.rollouts.settings:GenerationSettings",
             shared=True,
         ),
     )

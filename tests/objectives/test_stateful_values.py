@@ -92,10 +92,10 @@ def test_beta_dpo_draws_with_the_stated_weights():
     """Of two pairs one is kept: the first with probability w_1/(w_1 + w_2)."""
     objective = get_objective("beta_dpo", filter_ratio=0.5)
     z, kept = torch.tensor([0.0, 1.3], dtype=torch.float64), 0
-    for i in range(4000):
+    for i in range(1500):
         kept += int(objective._draw(z, torch.tensor([2 * i, 2 * i + 1]), torch.tensor(3))[0])
     expected = 1 / (1 + math.exp(-0.5 * 1.3**2))
-    assert kept / 4000 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 4000))
+    assert kept / 1500 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 1500))
 
 
 def test_beta_dpo_of_one_pair():

@@ -163,12 +163,6 @@ def test_whitened_values_have_mean_0_and_variance_1():
     assert_close(kept.var(unbiased=False), tensor(1.0), 1e-7)
 
 
-def test_whitening_over_several_processes_is_that_of_all_values():
-    values = torch.randn(9, dtype=torch.float64)
-    parts = [whiten(part, values) for part in values.split(4)]
-    assert_close(torch.cat(parts), whiten(values))
-
-
 # --- groups --------------------------------------------------------------------------------------------------------
 
 

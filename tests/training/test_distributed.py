@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import distributed_online_run
 import distributed_run
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from prefopt.scoring.scorer import Scorer
 from prefopt.training import reference_cache
 
 SCRIPT = Path(__file__).parent / "distributed_runs.py"
-NAMES = ("grpo", "ppo-adapter", "ppo-head")
+NAMES = ("grpo", "ppo-adapter", "ppo-head", "online_dpo")
 
 
 def free_port() -> int:
@@ -101,6 +102,14 @@ def ranks(folder: Path) -> list[dict]:
     return found
 
 
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict:
+    out = folder / "alone"
+    out.mkdir()
+    distributed_online_run.main(out)
+    return json.loads((out / "rank-0.json").read_text())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_both_end_with_the_same_weights_and_numbers(ranks: list[dict], name: str) -> None:
     one, two = (rank[name] for rank in ranks)
@@ -110,32 +119,33 @@ def test_both_end_with_the_same_weights_and_numbers(ranks: list[dict], name: str
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_they_sample_other_completions_of_other_prompts(ranks: list[dict], name: str) -> None:
-    one, two = (rank[name] for rank in ranks)
-    assert not {tuple(ids) for ids in one["prompts"]} & {tuple(ids) for ids in two["prompts"]}
-    assert one["first"] != two["first"]
-    # The reward that is logged is that of both.
-    assert one["reward"][0] == pytest.approx(np.mean([*one["rewards"], *two["rewards"]]), rel=1e-6)
-
-
-@pytest.mark.parametrize("name", ["ppo-adapter", "ppo-head"])
-def test_advantages_are_whitened_over_both(ranks: list[dict], name: str) -> None:
-    parts = [np.array(rank[name]["advantages"]) for rank in ranks]
-    together = np.concatenate(parts)
-    assert together.mean() == pytest.approx(0, abs=1e-6)
-    assert together.std() == pytest.approx(1, abs=1e-5)
-    assert all(abs(part.mean()) > 1e-3 for part in parts)
+def test_two_processes_are_one(ranks: list[dict], alone: dict, name: str) -> None:
+    """The same completions, and every number of every step."""
+    one, two = alone[name], ranks[0][name]
+    assert two["examples"] == one["examples"]
+    for key, values in one["steps"].items():
+        assert two["steps"][key] == pytest.approx(values, rel=1e-6, abs=1e-8), key
+    assert two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-6, abs=1e-7)
+    assert two["weights"] == pytest.approx(one["weights"], rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_goes_on_with_its_own_rollout(folder: Path, ranks: list[dict], name: str) -> None:
+def test_they_sample_for_other_prompts(ranks: list[dict], name: str) -> None:
+    one, two = (rank[name] for rank in ranks)
+    assert not {tuple(ids) for ids in one["prompts"]} & {tuple(ids) for ids in two["prompts"]}
+    assert one["examples"] == two["examples"]
+    # The reward that is logged is that of both.
+    assert one["steps"]["reward"][0] == pytest.approx(np.mean([*one["rewards"], *two["rewards"]]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_go_on_with_the_rollout_of_the_checkpoint(folder: Path, ranks: list[dict], name: str) -> None:
     checkpoint = folder / name / "checkpoint-3"
-    for rank in (0, 1):
-        assert (checkpoint / f"rollout-{rank}.json").is_file()
-        assert (checkpoint / f"rollout-{rank}.safetensors").is_file()
+    assert (checkpoint / "rollout.json").is_file()
+    assert (checkpoint / "rollout.safetensors").is_file()
     for rank in ranks:
         assert rank[name]["resumed"] == rank[name]["weights"]
 
 
-def test_both_stop_where_the_rewards_of_one_distinguish_nothing(ranks: list[dict]) -> None:
+def test_both_stop_where_the_rewards_distinguish_too_little(ranks: list[dict]) -> None:
     assert all("distinguish no completions" in rank["refusal"] for rank in ranks)

@@ -1,6 +1,6 @@
 """A rollout processor that nothing of prefopt is derived into: its KL in the reward, its metrics, its memory plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -43,7 +43,7 @@ class BetterHalf:
 
     def __call__(self, rollout: Rollout) -> list[TokenizedExample]:
         groups = [better_half(group) for group in rollout.groups]
-        kept = Rollout(groups, rollout.max_new_tokens, rollout.kl_coef, rollout.gather)
+        kept = replace(rollout, groups=groups)
         total = kept.rewards - kept.kl_coef * torch.where(kept.mask, self.kl(kept), 0.0).sum(dim=1)
         return kept.examples(advantages=torch.where(kept.mask, total[:, None], 0.0))
 

@@ -12,7 +12,7 @@ register_algorithm(
         full=1e-6,
         batch=16,
         paper=Published(values={"max_length": 3000, "beta": 0.0}, source="the authors' code"),
-        reason="max_length follows prefopt's own limit of 256 new tokens. "
+        reason="max_length is the limit of generation, as in the paper, and 256 here. "
         "The rate is GRPO's; the batch counts prompts and suits one device.",
     ),
     evidence=(

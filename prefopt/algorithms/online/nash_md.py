@@ -14,7 +14,7 @@ register_algorithm(
         year=2023,
         arxiv="2312.00886",
         formula="-E[log π(y) (P(y≻y') - ½ - τ log π(y)/π_ref(y))], y' from a mixture of π and π_ref",
-        use="Preferences that are not transitive.",
+        use="Play against a mixture with the reference. P(y≻y') is σ(r - r') of the rewards.",
     ),
     recipe=Recipe(
         full=1e-6,

@@ -8,12 +8,14 @@ register_algorithm(
     "online_ipo",
     processor=BestAndWorst,
     objective="ipo",
+    generation={"n": 2},
     about=About(
         title="Human Alignment of Large Language Models through Online Preference Optimisation",
         year=2024,
         arxiv="2403.08635",
         formula="(h - 1/(2τ))² on pairs of the policy's own completions",
-        use="Preferences that no reward explains; its rest point is a Nash equilibrium.",
+        use="A reward or judge, without DPO's overconfidence. At n = 2 it rests at the Nash equilibrium of the "
+        "regularized game; the best and the worst of more completions are another game.",
     ),
     recipe=Recipe(
         full=1e-6,
