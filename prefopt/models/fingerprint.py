@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -19,13 +20,18 @@ _NOT_WEIGHED = {"transformers_version", "architectures", "use_cache", "dtype", "
 _NOT_WEIGHED |= {"base_model_name_or_path", "inference_mode", "revision", "peft_version", "auto_mapping"}
 
 
-def fingerprint(model: nn.Module, adapter: str | None = None) -> str:
+def fingerprint(model: nn.Module, adapter: str | None = None, *, without: Collection[str] = ()) -> str:
     """A hash of a base model, as it is in memory, and of one of its adapters or none.
 
     Of every weight of the base: name, shape, dtype, the sum of all its bits taken as 64-bit words, and the words at
     `SAMPLE` places. One changed number changes the sum. Quantized weights are hashed in their quantized form, with
     their scales. An adapter is hashed from its first byte to its last. The config counts as far as it says how to
     compute.
+
+    Args:
+        model: The model, plain or with adapters.
+        adapter: The name of the adapter.
+        without: Names of modules that do not count, such as a head that is drawn at random.
 
     Raises:
         UsageError: the weights are spread over processes, so none of them sees the whole.
@@ -34,7 +40,7 @@ def fingerprint(model: nn.Module, adapter: str | None = None) -> str:
     digest.update(_settings(model.config.to_dict()))
     adapters = set(model.peft_config) if is_adapter_model(model) else set()
     for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, Tensor) or not adapters.isdisjoint(name.split(".")):
+        if not isinstance(tensor, Tensor) or not (adapters | set(without)).isdisjoint(name.split(".")):
             continue
         if tensor.numel() == 0:
             raise UsageError("reference_cache: the weights are spread over processes: leave it out.")

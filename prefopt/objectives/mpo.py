@@ -42,7 +42,7 @@ class MPO(Combination):
         formula="0.8 DPO + 0.2 BCO_pair + NLL(y_w)",
         use="Reasoning traces in pairs, where both quality and likelihood of the chosen one matter.",
     )
-    needs = Needs(batch=Pairs, reference=True, lengths=True, observes="rows")
+    needs = Needs(batch=Pairs, reference=True, lengths=True, observes="rows", detaches=("the reward shift δ",))
     recipe = Recipe(
         full=1e-6,
         batch=64,

@@ -193,9 +193,9 @@ class DynamicSampling(GroupRelative):
     """DAPO (Yu et al. 2025, arXiv 2503.14476): GRPO's advantages of groups that are neither all right nor all wrong.
 
     A group whose rewards are all equal is replaced by that of another prompt. Of several reward functions one decides
-    this, as the paper's correctness does: lengths and formats differ in nearly every group. Completions near the limit of
-    generation lose reward: 0 up to L_max − L_c tokens, linearly more up to 1 at L_max (the paper's L_c is a fifth of its
-    L_max).
+    this, as the paper's correctness does: lengths and formats differ in nearly every group. Completions near the limit
+    of generation lose reward: 0 up to L_max − L_c tokens, linearly more up to 1 at L_max (the paper's L_c is a fifth
+    of its L_max).
     """
 
     overlong: float = parameter(0.2, "L_c as a share of the limit of generation; 0 is off", at_least=0, at_most=1)

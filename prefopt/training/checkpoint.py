@@ -228,7 +228,8 @@ def identity_of(
         seed: The seed of their order.
     """
     try:
-        base = fingerprint(policy)
+        # The head of a reward model is drawn at random and then trained; the checkpoint brings it.
+        base = fingerprint(policy, without=("score",) if algorithm.objective.needs.rewards else ())
     except UsageError:  # its weights are spread over processes, and none of them sees the whole
         base = None
     adapters = {name: config.to_dict() for name, config in getattr(policy, "peft_config", {}).items()}

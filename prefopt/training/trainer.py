@@ -404,7 +404,7 @@ class Trainer(transformers.Trainer):
             )
             self._tr_loss += loss
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str | Path | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         if not self.args.should_save:
             return

@@ -24,6 +24,8 @@ def alternatives(field: dataclasses.Field) -> tuple[Any, ...]:
         return (not default,)
     if default in REGISTRY:  # the name of another objective
         return tuple(name for name in ("dpo", "simpo") if name != default)
+    if default is None and meta.get("above") == 0:  # a positive number that something else says by default
+        return (1.5, 40.0)
     if not isinstance(default, (int, float)):
         return ()
     values = [default * factor for factor in FACTORS] + [default + addend for addend in ADDENDS] + [-default, 0.0]

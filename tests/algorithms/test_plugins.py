@@ -10,6 +10,7 @@ import pytest
 
 import prefopt
 from prefopt.algorithms import assembly
+from prefopt.algorithms.online import assemblies
 from prefopt.core.errors import UsageError
 from prefopt.core.recipe import ONLINE_DEFAULTS
 from prefopt.rollouts import BestAndWorst, LeaveOneOut
@@ -86,7 +87,7 @@ def test_a_plugin_that_takes_a_name_of_prefopt_is_left_out(installed: Callable) 
 @pytest.fixture
 def registry() -> Iterator[None]:
     """Algorithms that a test registers are forgotten after it."""
-    prefopt.algorithms()
+    assemblies()  # ours are there before those of others
     before = dict(assembly.ASSEMBLIES), dict(assembly.ALIASES)
     yield
     for table, kept in zip((assembly.ASSEMBLIES, assembly.ALIASES), before, strict=True):

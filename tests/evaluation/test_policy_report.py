@@ -16,7 +16,7 @@ from prefopt.cli import main
 from prefopt.evaluation import Scored, compare
 from prefopt.evaluation.policy_page import page, written
 from prefopt.evaluation.samples import Samples, log_ratios
-from prefopt.models import load_policy
+from prefopt.models import load_trained
 from prefopt.rollouts import Sample
 
 
@@ -119,12 +119,12 @@ def test_evaluate_a_policy_against_its_start(world: Path, monkeypatch: pytest.Mo
 def test_both_models_are_in_half_where_the_card_computes_so(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
 
-    def load(*given: Any) -> torch.nn.Module:
-        found.append(load_policy(*given))
+    def load(*given: Any, **options: Any) -> torch.nn.Module:
+        found.append(load_trained(*given, **options))
         return found[-1]
 
     monkeypatch.setattr("prefopt.models.load.compute_dtype", lambda: torch.bfloat16)
-    monkeypatch.setattr("prefopt.evaluation.run.load_policy", load)
+    monkeypatch.setattr("prefopt.evaluation.run.load_trained", load)
     given = ("--reward", "reward.py:short", "--against", "start", "--out", "out")
     assert run(monkeypatch, "evaluate", "policy", *QUICK, *given) == 0
     assert [model.dtype for model in found] == 2 * [torch.bfloat16]

@@ -8,4 +8,4 @@ def loss(examples, *, epsilon, max_length, beta, kl, kl_ratio):
     def tokens(ex):
         return both(ex, surrogates(ex, epsilon, epsilon), beta, kl, kl_ratio)
 
-    return mean(total / max_length for total in sums(examples, tokens))
+    return mean(total / (max_length or 256) for total in sums(examples, tokens))

@@ -138,7 +138,7 @@ def test_a_stop_string_ends_a_completion_and_invents_no_end_token() -> None:
         if by_string:
             assert one.ids[-1] != 2
     with pytest.raises(UsageError, match=r"stop_strings=.* must be a list of texts"):
-        GenerationSettings(stop_strings="k")
+        GenerationSettings(stop_strings=[""])
 
 
 def test_no_completion_ends_before_its_least_length() -> None:

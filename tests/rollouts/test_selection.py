@@ -30,6 +30,7 @@ from prefopt.rollouts import (
     StatisticalRejection,
     TransformersGenerator,
 )
+from prefopt.rollouts.draws import SampleKeys
 from prefopt.rollouts.kl_controller import KLController
 from prefopt.rollouts.selection import accept_without_replacement, accepted
 from prefopt.training.build import check_assembly
@@ -293,9 +294,8 @@ def test_a_mixture_follows_both_models_over_several_tokens(make: Callable[[], to
                 value.add_(0.1 * torch.randn_like(value))
     examples = [run.train_dataset[i] for i in range(3)]
     torch.manual_seed(0)
-    drawn = collector._draw(
-        "mixture", [example.prompt for example in examples], GenerationSettings(n=2, max_new_tokens=5)
-    )
+    collector.settings = GenerationSettings(n=2, max_new_tokens=5)
+    drawn = collector._draw("mixture", [example.prompt for example in examples], SampleKeys.fresh(len(examples)))
     other = run.reference.model
     apart = 0.0
     for example, samples in zip(examples, drawn, strict=True):

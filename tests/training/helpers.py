@@ -53,7 +53,7 @@ def trainer(
         model=tiny.model() if model is None else model,
         algorithm=algorithm,
         train_dataset=rows,
-        processing_class=tiny.tokenizer(),
+        processing_class=options.pop("processing_class", None) or tiny.tokenizer(),
         args=defaults | (args or {}),
         callbacks=callbacks,
         **options,

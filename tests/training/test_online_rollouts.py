@@ -503,7 +503,7 @@ def test_nothing_of_the_padding_reaches_advantages(critic: str) -> None:
     dirty = collector.collect(lambda number: [(i, dataset[i]) for i in range(number)], 4, seed=1)
     for hook in hooks:
         hook.remove()
-    assert sum(poisoned) > 20
+    assert sum(poisoned) > 10
     assert words(dirty) == words(clean)
     for one, two in zip(clean, dirty, strict=True):
         assert (

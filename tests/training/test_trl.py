@@ -114,6 +114,7 @@ def run_prefopt(path: Path, rows: list[dict], tokenizer: Any) -> tuple[Any, list
         data,
         model=AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
         reference=perturbed(path),
+        processing_class=tokenizer,
         args=ARGS,
         callbacks=[watch],
     )
